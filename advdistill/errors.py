@@ -1,0 +1,53 @@
+"""Errors that a user can act on. Everything else is a bug and keeps its traceback.
+
+Exit codes: 0 ok · 1 run failed · 2 usage · 3 recipe invalid · 4 plugin missing or broken ·
+5 data or weights missing or unreadable · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can put right.
+
+    Args:
+        message: what is wrong, with the offending value in it.
+        hint: what to do next; printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RunError(UserError):
+    """A run that started could not finish (non-finite loss, disk full, folder taken)."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """The command line or a Python call was given something it cannot mean."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe is invalid; `message` lists every problem, one block each."""
+
+    exit_code = 3
+
+
+class PluginError(UserError):
+    """A plugin that is needed is missing, broken, or claims a name that another one has."""
+
+    exit_code = 4
+
+
+class DataError(UserError):
+    """Data, weights or a checkpoint are missing or cannot be read."""
+
+    exit_code = 5

@@ -1,0 +1,135 @@
+"""What a plugin declares: frozen, cheap, free of torch.
+
+A spec names a component and says where its code lives; the code is imported on first use.
+`target`, `config` and `check` are written `"package.module:Name"`; a single-file plugin, which has
+been imported already, may pass the object itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NORMS = frozenset({"linf", "l2", "l1", "l0"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A named component.
+
+    Attributes:
+        name: kebab-case, as written after `use:` in a recipe.
+        target: the class, `"package.module:Class"`.
+        config: its `advdistill.Config` subclass, in a module that does not import torch; None: takes no settings.
+        check: `"package.module:function"`, called as `function(config, recipe)` and yielding `(key, message)`
+            for what one field alone cannot show; must not import torch.
+        summary: one line for `plugins list`.
+        reference: a paper or page.
+    """
+
+    kind: ClassVar[str] = ""
+
+    name: str
+    target: str | type
+    config: str | type | None = None
+    check: str | Callable[..., Any] | None = None
+    summary: str = ""
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{type(self).__name__} name {self.name!r} is not kebab-case, like 'my-{self.kind}'")
+        for label in ("target", "config", "check"):
+            value = getattr(self, label)
+            if isinstance(value, str) and not re.fullmatch(r"[\w.]+:\w+", value):
+                raise ValueError(f"{self.name}: {label} {value!r} is not of the form 'package.module:Name'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec(Spec):
+    """A frozen model. `bare` marks the one that the command line builds for `--model NAME@WEIGHTS`:
+    its config has the fields `model` and `weights`."""
+
+    kind: ClassVar[str] = "teacher"
+    bare: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec(Spec):
+    """A model with something to learn. Every student can stand as a teacher too, frozen or learning."""
+
+    kind: ClassVar[str] = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec(Spec):
+    """An attack on pixels.
+
+    Attributes:
+        norms: the threat norms it respects, out of linf, l2, l1, l0.
+        objective: it maximises any per-sample objective; False: it is driven by labels alone and sees a module.
+    """
+
+    kind: ClassVar[str] = "attack"
+    norms: frozenset[str] | set[str] = field(default=frozenset())
+    objective: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "norms", frozenset(self.norms))
+        if not self.norms or self.norms - _NORMS:
+            raise ValueError(f"{self.name}: norms {sorted(self.norms)} must be some of {sorted(_NORMS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategySpec(Spec):
+    """A distillation or training method.
+
+    Attributes:
+        teachers: role -> what the teacher in that role is for; all are required.
+        attack: what it asks of the attack: `"objective"` (it brings its own), `"labels"` (cross-entropy
+            would do, so label-driven attacks serve too), or None (it does not attack).
+    """
+
+    kind: ClassVar[str] = "strategy"
+    teachers: Mapping[str, str] = field(default_factory=dict)
+    attack: str | None = "objective"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack not in ("objective", "labels", None):
+            raise ValueError(f"{self.name}: attack {self.attack!r} must be 'objective', 'labels' or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """Images, labels, class names and splits. `folder` marks the one that `--data DIR` builds: its config has `root`."""
+
+    kind: ClassVar[str] = "dataset"
+    folder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReporterSpec(Spec):
+    """An observer of a run's events."""
+
+    kind: ClassVar[str] = "reporter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec:
+    """A subcommand: `target` is a `"package.module:function"` with typer annotations, imported when it is called."""
+
+    kind: ClassVar[str] = "command"
+
+    name: str
+    target: str | Callable[..., Any]
+    summary: str = ""
+
+
+KINDS: dict[str, type[Spec]] = {
+    spec.kind: spec for spec in (TeacherSpec, StudentSpec, AttackSpec, StrategySpec, DatasetSpec, ReporterSpec)
+}

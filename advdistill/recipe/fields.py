@@ -1,0 +1,47 @@
+"""What configs are made of: the strict base class and the field types of this field of work. No torch here."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+
+class Config(BaseModel):
+    """Settings of one component: immutable, unknown keys rejected, every field documented by the string below it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def parse_distance(value: Any) -> float:
+    """A distance in pixel units: `"8/255"`, `"0.5/255"` or a number in [0, 1] units.
+
+    Raises:
+        ValueError: not a number, negative, or so large that 1/255 units must have been meant.
+    """
+    if isinstance(value, str):
+        top, slash, bottom = value.partition("/")
+        try:
+            number = float(top) / (float(bottom) if slash else 1.0)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is not a distance; write it like 8/255") from None
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        raise ValueError(f"{value!r} is not a distance; write it like 8/255")
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{value!r} is not a distance: it must be finite and at least 0")
+    return number
+
+
+def format_distance(value: float) -> str:
+    """The shortest spelling that parses back to the same float, in 1/255 where one exists."""
+    levels = Fraction(value * 255).limit_denominator(1000)
+    text = f"{float(levels):g}/255"
+    return text if parse_distance(text) == value else repr(value)
+
+
+PixelDistance = Annotated[float, BeforeValidator(parse_distance), PlainSerializer(format_distance)]
+"""A distance on the [0, 1] pixel scale, written `8/255` in recipes."""
