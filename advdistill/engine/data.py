@@ -1,0 +1,179 @@
+"""Datasets as the engine sees them, and how their samples become batches."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from advdistill.engine.types import ClassSet
+from advdistill.errors import DataError
+
+
+class Split(ABC):
+    """Samples in a fixed order.
+
+    Attributes:
+        labels: (N,) long.
+        ids: N stable names, such as paths relative to the data's root.
+    """
+
+    labels: Tensor
+    ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+        """One image, (3, H, W): uint8, or float32 in [0, 1]; the same H and W for all.
+
+        Args:
+            index: position in the split.
+            generator: in training, the only source of randomness for augmentation; None: no augmentation.
+
+        Raises:
+            DataError: the image is missing or cannot be read; names the file.
+        """
+
+    @property
+    def digest(self) -> str:
+        """Hash of ids and labels: two splits with one digest hold the same samples."""
+        text = "\n".join(f"{name}\t{label}" for name, label in zip(self.ids, self.labels.tolist(), strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ArraySplit(Split):
+    """Samples that lie in memory.
+
+    Args:
+        images: (N, 3, H, W) uint8, or float32 in [0, 1].
+        labels: (N,) long.
+        ids: N names.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
+        self.images, self.labels, self.ids = images, labels, ids
+
+    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.images[index]
+
+
+class Dataset(ABC):
+    """Images, labels and class names.
+
+    Args:
+        config: the validated settings of this dataset.
+
+    Attributes:
+        classes: names in label order, and the templates that the data set is usually classified with.
+    """
+
+    classes: ClassSet
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def split(self, name: str) -> Split:
+        """The samples of "train", "val" or "test". Raises DataError where there is no such split."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able facts for the checkpoint that say which samples were used (default: nothing beyond digests)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (B, 3, H, W) float32 in [0, 1]; labels (B,) long; samples (B,) long, each one's index in its split."""
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        return Batch(self.images[rows], self.labels[rows], self.samples[rows])
+
+
+def seeded(*key: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of `key`."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def stratified(labels: Tensor, limit: int, seed: int) -> Tensor:
+    """Sorted indices of at most `limit` samples (0: all), with every class as evenly present as its size allows."""
+    if limit <= 0 or limit >= len(labels):
+        return torch.arange(len(labels))
+    order = torch.randperm(len(labels), generator=seeded(seed, "subset"))
+    # Rank within the class, then take ranks in turn: the first of every class, the second of every class, …
+    rank = torch.empty_like(order)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        rank[members] = torch.arange(len(members))
+    return order[rank[order].argsort(stable=True)[:limit]].sort().values
+
+
+def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled batches of one epoch. The last, incomplete batch is dropped, unless it is the only one."""
+    order = torch.randperm(count, generator=seeded(seed, "order", epoch)).tolist()
+    batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """How many batches `epoch_order` yields."""
+    return max(count // batch_size, 1)
+
+
+class _Reader(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, split: Split, augment_key: tuple[object, ...] | None) -> None:
+        self.split, self.augment_key = split, augment_key
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
+        generator = seeded(*self.augment_key, index) if self.augment_key else None
+        return self.split.load(index, generator), int(self.split.labels[index]), index
+
+
+def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
+    shapes = {tuple(image.shape) for image, _, _ in samples}
+    if len(shapes) > 1:
+        raise DataError(f"images of one batch differ in shape: {sorted(shapes)}", "let the dataset resize them")
+    images = torch.stack([image for image, _, _ in samples])
+    if images.dtype == torch.uint8:
+        images = images.to(torch.float32).div_(255)
+    if not (images.dtype == torch.float32 and images.amin() >= 0 and images.amax() <= 1):
+        raise DataError(
+            f"images must be uint8, or float32 in [0, 1]; these are {images.dtype} in "
+            f"[{images.amin().item():.3g}, {images.amax().item():.3g}]"
+        )
+    labels, indices = (torch.tensor([sample[k] for sample in samples]) for k in (1, 2))
+    return Batch(images, labels, indices)
+
+
+def read(
+    split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0, augment_key: tuple[object, ...] | None = None
+) -> Iterator[Batch]:
+    """Batches of `split` in the order given, on the CPU.
+
+    Args:
+        batches: indices, one list a batch.
+        workers: processes that decode; 0: this one. The result is the same.
+        augment_key: in training, (seed, epoch): augmentation draws from a generator seeded by it and the sample.
+    """
+    yield from DataLoader(
+        _Reader(split, augment_key),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=_collate,
+        num_workers=workers,
+        generator=torch.Generator(),  # else each epoch would draw from the global generator
+    )

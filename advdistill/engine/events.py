@@ -1,0 +1,149 @@
+"""What a run tells the world, and those who listen. Events are frozen: a reporter can watch a run, not change it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advdistill.engine.evaluate import Count, Results
+    from advdistill.engine.types import Clock
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run."""
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """Models and data stand.
+
+    Attributes:
+        name: the recipe's name. dir: the run's folder. steps: optimizer steps in all. first: the step it starts at,
+        above 0 after a resume. plan: lines that say what will be trained, on what, how.
+    """
+
+    name: str
+    dir: Path
+    steps: int
+    first: int
+    plan: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One batch has been learned.
+
+    Attributes:
+        losses: means over the global batch, `loss` first, then each term, then reported scalars.
+        lr: learning rate of each group. images_per_second, seconds_left: of training so far.
+    """
+
+    clock: Clock
+    losses: Mapping[str, float]
+    lr: Mapping[str, float]
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Probed(Event):
+    """Clean and robust accuracy on the probe's samples."""
+
+    clock: Clock
+    clean: Count
+    robust: Count | None
+
+
+@dataclass(frozen=True)
+class Measuring(Event):
+    """An evaluation is under way: `done` of `total` samples of `protocol` on `subject`."""
+
+    subject: str
+    protocol: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Measured(Event):
+    """A model has been through the protocols; `moment` is "before" or "after" training."""
+
+    moment: str
+    results: Results
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A file has been written, whole."""
+
+    path: Path
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something to know that does not stop the run."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Examples(Event):
+    """Images to look at.
+
+    Attributes:
+        clean, adversarial: (N, 3, H, W) in [0, 1]; the adversarial ones were made on the student.
+        labels: N class names. said: subject -> [(what it says of clean, of adversarial)] as (class name, probability).
+        eps: the radius they were made with. norm: its norm.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    labels: tuple[str, ...]
+    said: Mapping[str, list[tuple[tuple[str, float], tuple[str, float]]]]
+    eps: float
+    norm: str
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """All steps are done and measured. `results`: every row of the final table, in order."""
+
+    clock: Clock
+    results: tuple[Results, ...]
+    dir: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """The run ended early; `resume` is the command that goes on, if there is something to go on from."""
+
+    clock: Clock
+    reason: str
+    resume: str | None
+
+
+class Reporter(ABC):
+    """A listener.
+
+    Args:
+        config: the validated settings of this reporter.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def handle(self, event: Event) -> None:
+        """Take note of `event`. Must not raise for events it does not know."""
+
+    def close(self) -> None:  # noqa: B027 - most reporters hold nothing open
+        """Called once, however the run ended."""

@@ -1,0 +1,132 @@
+"""The contract of everything that looks at images: teachers, students, defended models.
+
+`predict` is all that attacks, evaluation and exported modules rely on. `Factored` adds what makes training fast:
+class features depend on parameters only, so that one encoding serves a whole optimizer step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from advdistill.engine.types import ClassSet
+from advdistill.errors import DataError
+
+Classes = Any
+"""What a model's `prepare` made of a ClassSet (token ids and the like); opaque to the engine."""
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """Images in, one logit per class out.
+
+    Attributes:
+        batch_independent: an image's logits do not depend on its batch mates.
+        deterministic: the same images give the same logits in eval mode.
+        differentiable: gradients reach the pixels.
+        image_size: the side in pixels that the tower works at; inputs of other sizes are resized inside.
+    """
+
+    batch_independent: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+    image_size: int
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any, *, weights: bool = True) -> VisionLanguageModel:
+        """Build the model that `config` describes.
+
+        Args:
+            config: this component's validated settings.
+            weights: False builds the same modules and shapes on the meta device and reads no weights (for plans).
+
+        Raises:
+            DataError: weights are missing, unreadable or do not fit. They never become random ones.
+        """
+
+    @abstractmethod
+    def prepare(self, classes: ClassSet) -> Classes:
+        """Tokenise `classes` for this model, on this model's device. Raises UsageError where a sentence does not fit."""
+
+    @abstractmethod
+    def predict(self, images: Tensor, classes: Classes) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> (B, C) float32 logits."""
+
+    @abstractmethod
+    def learned(self) -> dict[str, Tensor]:
+        """What a checkpoint stores: the learning parameters and the buffers that change with them, by stable name.
+
+        The tensors are the live ones, not copies; the same names and shapes come back whatever the mode.
+        """
+
+    @abstractmethod
+    def undefended(self) -> VisionLanguageModel:
+        """The model this one came from, before anything was learned, sharing frozen weights where it can."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts for the checkpoint: `base` {model, weights, fingerprint}, `preprocessing` and `activation`."""
+
+    @contextlib.contextmanager
+    def attacked(self) -> Iterator[None]:
+        """The mode under attack: eval, whatever the mode before; that comes back afterwards, module by module."""
+        before = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in before:
+                module.training = training
+
+    def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy stored values into `learned()`, strictly: the same names, the same shapes.
+
+        Raises:
+            DataError: names are missing or unexpected, or shapes differ.
+        """
+        mine = self.learned()
+        missing, extra = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
+        wrong = [f"{k} {tuple(tensors[k].shape)} for {tuple(mine[k].shape)}" for k in mine.keys() & tensors.keys()
+                 if tensors[k].shape != mine[k].shape]  # fmt: skip
+        if missing or extra or wrong:
+            parts = [("missing", missing), ("unexpected", extra), ("of another shape", sorted(wrong))]
+            told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in parts if names)
+            raise DataError(f"the stored tensors do not fit the model: {told}")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+
+class Factored(VisionLanguageModel):
+    """A model whose logits factor into image features and class features, as in CLIP.
+
+    Attributes:
+        classifier_learns: `classifier` depends on something that `learned` holds; else it is computed once a run.
+    """
+
+    classifier_learns: bool = False
+
+    @abstractmethod
+    def classifier(self, classes: Classes, rows: Tensor | None = None) -> Tensor:
+        """(C, D) unit-norm class features, or those of the classes in `rows` (long) alone; float32."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], any size, resized differentiably -> (B, D) float32 features, not normalised."""
+
+    @abstractmethod
+    def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
+        """(B, D), (C, D) -> (B, C): cosine similarities times this model's own stored scale."""
+
+    def predict(self, images: Tensor, classes: Classes) -> Tensor:
+        return self.logits(self.features(images), self.classifier(classes))
