@@ -1,4 +1,4 @@
-"""Attacks: what one must do (`Attack.run`), what it is asked (`Problem`) and where its randomness comes from (`Noise`)."""
+"""Attacks: what one must do (`Attack.run`), what it is asked (`Problem`), where its randomness comes from (`Noise`)."""
 
 from __future__ import annotations
 

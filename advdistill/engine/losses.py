@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from advdistill.engine.step import Output
 
-    Logits = Union[Tensor, Output]
+    Logits: TypeAlias = Tensor | Output
 
 
 def _log_probs(of: Logits, temperature: float | Tensor = 1.0) -> Tensor:

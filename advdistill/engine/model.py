@@ -51,7 +51,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, classes: ClassSet) -> Classes:
-        """Tokenise `classes` for this model, on this model's device. Raises UsageError where a sentence does not fit."""
+        """Tokenise `classes`, on this model's device. Raises UsageError where a sentence is too long."""
 
     @abstractmethod
     def predict(self, images: Tensor, classes: Classes) -> Tensor:
@@ -70,7 +70,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts for the checkpoint: `base` {model, weights, fingerprint}, `preprocessing` and `activation`."""
+        """JSON-able facts for the checkpoint: `base` {model, weights, fingerprint}, `preprocessing`, `activation`."""
 
     @contextlib.contextmanager
     def attacked(self) -> Iterator[None]:

@@ -84,5 +84,5 @@ class Strategy(nn.Module, ABC):
         """One callable per optimizer update of a batch, in order; several for alternating updates."""
         return (self.step,)
 
-    def updated(self, means: Mapping[str, float], clock: Clock) -> None:  # noqa: B027 - most methods keep no state
+    def updated(self, means: Mapping[str, float], clock: Clock) -> None:
         """Called after each optimizer step with the means over the global batch of every term and reported scalar."""
