@@ -106,7 +106,7 @@ class StrategySpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
-    """Images, labels, class names and splits. `folder` marks the one that `--data DIR` builds: its config has `root`."""
+    """Images, labels, class names, splits. `folder` marks the one that `--data DIR` builds: its config has `root`."""
 
     kind: ClassVar[str] = "dataset"
     folder: bool = False
