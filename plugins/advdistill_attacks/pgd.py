@@ -1,0 +1,78 @@
+"""Gradient ascent inside the ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advdistill import Attack, Noise, Problem, Threat
+
+
+def direction(gradient: Tensor, norm: str) -> Tensor:
+    """(B, 3, H, W) the steepest way up of length 1 in "linf" or "l2"; zero where the gradient is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    flat = gradient.flatten(1)
+    # Scaled by the largest entry first: the squares of a saturated model's gradients underflow.
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    return F.normalize(flat, dim=1).view_as(gradient)
+
+
+def random_start(problem: Problem, threat: Threat, noise: Noise, restart: int = 0) -> Tensor:
+    """(B, 3, H, W) images in the ball: uniform for linf; a uniform direction and a uniform radius for l2."""
+    shape = tuple(problem.images.shape[1:])
+    if threat.norm == "linf":
+        offset = 2 * noise.uniform(shape, restart) - 1
+    else:
+        # normal(d) spends the draws 2d and 2d + 1; the radius takes the next one.
+        offset = direction(noise.normal(shape, 2 * restart), "l2") * noise.uniform((1, 1, 1), 4 * restart + 2)
+    return threat.project(problem.images + threat.eps * offset, problem.images)
+
+
+def climb(problem: Problem, threat: Threat, start: Tensor, steps: int, step: float, momentum: float = 0.0) -> Tensor:
+    """(B, 3, H, W) where `steps` steps of length `step` lead from `start`. Rows stay where they were once closed."""
+    images, velocity = start.clone(), torch.zeros_like(start)
+    for _ in range(steps):
+        rows = problem.open()
+        if not len(rows):
+            break
+        gradient, _ = problem.gradient(images[rows], rows)
+        velocity[rows] = momentum * velocity[rows] + direction(gradient, threat.norm)
+        ahead = images[rows] + step * direction(velocity[rows], threat.norm)
+        images[rows] = threat.project(ahead, problem.images[rows])
+    return images
+
+
+class PGD(Attack):
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), the last iterate of the best restart.
+
+    Momentum follows the released code of MMT-ARD (and RobustVLM): it accumulates unit directions, not gradients.
+    """
+
+    def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+        config = self.config
+        step = config.step or 2.5 * threat.eps / config.steps
+        best, highest = problem.images.clone(), torch.full_like(problem.labels, -torch.inf, dtype=torch.float32)
+        for restart in range(config.restarts):
+            start = random_start(problem, threat, noise, restart) if config.random_start else problem.images
+            images = climb(problem, threat, start, config.steps, step, config.momentum)
+            if config.restarts == 1:
+                return images
+            rows = problem.open()
+            if not len(rows):
+                break
+            with torch.no_grad():
+                values = problem.objective(images[rows], rows).float()
+            better = rows[values > highest[rows]]
+            best[better], highest[rows] = images[better], torch.maximum(values, highest[rows])
+        return best
+
+
+class FGSM(Attack):
+    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572)."""
+
+    def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+        start = random_start(problem, threat, noise) if self.config.random_start else problem.images
+        step = self.config.step or (1.25 if self.config.random_start else 1.0) * threat.eps
+        return climb(problem, threat, start, steps=1, step=step)
