@@ -23,10 +23,24 @@ from advdistill.hooks.specs import (
 if TYPE_CHECKING:
     from advdistill.engine.attack import Attack, Noise, Problem
     from advdistill.engine.checkpoint import load
-    from advdistill.engine.data import Dataset, Split
-    from advdistill.engine.events import Reporter
+    from advdistill.engine.data import ArraySplit, Dataset, Split
+    from advdistill.engine.events import (
+        Event,
+        Examples,
+        Measured,
+        Measuring,
+        Probed,
+        Reporter,
+        RunFinished,
+        RunStarted,
+        RunStopped,
+        Saved,
+        StepDone,
+        Warned,
+    )
     from advdistill.engine.losses import cross_entropy, kl
     from advdistill.engine.model import Factored, VisionLanguageModel
+    from advdistill.engine.splits import few_shot, partition
     from advdistill.engine.step import Output, Step
     from advdistill.engine.strategy import Losses, Strategy, Term
     from advdistill.engine.types import ClassSet, Clock, Threat
@@ -34,31 +48,46 @@ if TYPE_CHECKING:
     from advdistill.recipe.paths import resource
 
 _LAZY = {
+    "ArraySplit": "engine.data",
     "Attack": "engine.attack",
     "ClassSet": "engine.types",
     "Clock": "engine.types",
     "Config": "recipe.fields",
     "Dataset": "engine.data",
+    "Event": "engine.events",
+    "Examples": "engine.events",
     "Factored": "engine.model",
     "Losses": "engine.strategy",
+    "Measured": "engine.events",
+    "Measuring": "engine.events",
     "Noise": "engine.attack",
     "Output": "engine.step",
     "PixelDistance": "recipe.fields",
+    "Probed": "engine.events",
     "Problem": "engine.attack",
     "Reporter": "engine.events",
+    "RunFinished": "engine.events",
+    "RunStarted": "engine.events",
+    "RunStopped": "engine.events",
+    "Saved": "engine.events",
     "Split": "engine.data",
     "Step": "engine.step",
+    "StepDone": "engine.events",
     "Strategy": "engine.strategy",
     "Term": "engine.strategy",
     "Threat": "engine.types",
     "VisionLanguageModel": "engine.model",
+    "Warned": "engine.events",
     "cross_entropy": "engine.losses",
+    "few_shot": "engine.splits",
     "kl": "engine.losses",
     "load": "engine.checkpoint",
+    "partition": "engine.splits",
     "resource": "recipe.paths",
 }
 
 __all__ = [
+    "ArraySplit",
     "Attack",
     "AttackSpec",
     "ClassSet",
@@ -68,19 +97,29 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetSpec",
+    "Event",
+    "Examples",
     "Factored",
     "Losses",
+    "Measured",
+    "Measuring",
     "Noise",
     "Output",
     "PixelDistance",
     "PluginError",
+    "Probed",
     "Problem",
     "RecipeError",
     "Reporter",
     "ReporterSpec",
     "RunError",
+    "RunFinished",
+    "RunStarted",
+    "RunStopped",
+    "Saved",
     "Split",
     "Step",
+    "StepDone",
     "Strategy",
     "StrategySpec",
     "StudentSpec",
@@ -90,10 +129,13 @@ __all__ = [
     "UsageError",
     "UserError",
     "VisionLanguageModel",
+    "Warned",
     "cross_entropy",
+    "few_shot",
     "hookimpl",
     "kl",
     "load",
+    "partition",
     "resource",
 ]
 

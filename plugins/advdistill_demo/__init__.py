@@ -1,1 +1,18 @@
-"""Placeholder."""
+"""The embedded default: a tiny CLIP and real handwritten digits. No network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from advdistill import DatasetSpec, hookimpl
+
+
+@hookimpl
+def advdistill_datasets() -> Iterable[DatasetSpec]:
+    yield DatasetSpec(
+        name="digits",
+        target="advdistill_demo.digits:Digits",
+        config="advdistill_demo.configs:Digits",
+        summary="1,797 real handwritten digits that come with scikit-learn, 32x32",
+        reference="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    )

@@ -1,0 +1,61 @@
+"""Dividing samples: into train, val and test in proportion to class sizes, and k shots of every class."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from advdistill.engine.data import seeded
+from advdistill.errors import DataError
+
+
+def partition(labels: Tensor, counts: Sequence[int], seed: int) -> list[Tensor]:
+    """Disjoint parts in which every class is present in proportion to its size.
+
+    Args:
+        labels: (N,) long.
+        counts: sizes of the first parts; the last part is what remains, and of a class with few samples it gets
+            the first.
+        seed: of the shuffle within each class.
+
+    Returns:
+        `len(counts) + 1` sorted tensors of indices.
+    """
+    # Spread each class evenly over [0, 1], then cut: every stretch holds about its share of every class.
+    place = torch.empty(len(labels), dtype=torch.float64)
+    generator = seeded(seed, "partition")
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        ranks = torch.randperm(len(members), generator=generator)
+        place[members] = (ranks.double() + 0.5) / len(members)
+    order = place.argsort(stable=True)
+    return [part.sort().values for part in order.split([*counts, len(labels) - sum(counts)])]
+
+
+def few_shot(labels: Tensor, shots: int, rng: random.Random, names: Sequence[str]) -> Tensor:
+    """`shots` samples of every class, drawn class by class with `rng.sample`, as the CoOp protocol does.
+
+    Args:
+        labels: (N,) long, in [0, len(names)).
+        rng: moved on; drawing train, then val, from one generator gives independent draws.
+        names: class names in label order, for the error.
+
+    Returns:
+        (len(names) * shots,) indices, class after class.
+
+    Raises:
+        DataError: a class has fewer samples; names it.
+    """
+    drawn: list[int] = []
+    for label, name in enumerate(names):
+        members = (labels == label).nonzero().squeeze(1).tolist()
+        if len(members) < shots:
+            raise DataError(
+                f"class {name!r} has {len(members)} training images, {shots} shots are wanted",
+                f"add images to that class, leave it out, or set shots to {len(members)} or less (0: all images)",
+            )
+        drawn += rng.sample(members, shots)
+    return torch.tensor(drawn, dtype=torch.long)
