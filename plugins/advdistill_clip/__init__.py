@@ -1,1 +1,43 @@
-"""Placeholder."""
+"""Teachers and students on open_clip: zero-shot CLIP, learned prompts, low-rank adapters, fine-tuned towers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from advdistill import StudentSpec, TeacherSpec, hookimpl
+
+
+@hookimpl
+def advdistill_teachers() -> Iterator[TeacherSpec]:
+    yield TeacherSpec(
+        name="clip",
+        target="advdistill_clip.models:Clip",
+        config="advdistill_clip.configs:Clip",
+        bare=True,
+        summary="A frozen zero-shot CLIP: any open_clip architecture and weights",
+        reference="https://github.com/mlfoundations/open_clip",
+    )
+
+
+@hookimpl
+def advdistill_students() -> Iterator[StudentSpec]:
+    yield StudentSpec(
+        name="clip-prompts",
+        target="advdistill_clip.models:ClipPrompts",
+        config="advdistill_clip.configs:Prompts",
+        summary="CLIP with learned text and visual prompts, shallow or deep",
+        reference="https://arxiv.org/abs/2210.03117",
+    )
+    yield StudentSpec(
+        name="clip-lora",
+        target="advdistill_clip.models:ClipLora",
+        config="advdistill_clip.configs:Lora",
+        summary="CLIP with low-rank adapters in the visual tower",
+        reference="https://arxiv.org/abs/2106.09685",
+    )
+    yield StudentSpec(
+        name="clip-tune",
+        target="advdistill_clip.models:ClipTune",
+        config="advdistill_clip.configs:Tune",
+        summary="CLIP with a fine-tuned visual tower, or wholly fine-tuned",
+    )

@@ -1,0 +1,417 @@
+"""Base models: which architecture, which weights, checked before anything is built on them.
+
+Nothing here falls back to random weights, and every way of failing says what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from advdistill import DataError, resource
+from advdistill_clip import configs
+from advdistill_clip.text import Sentences
+from advdistill_clip.tokens import Tokenizer, tokenizer_for
+from advdistill_clip.visual import encode_pixels
+
+_OFFLINE = "check the network, or download the weights elsewhere and give the path of the file as `weights`"
+_DOWNLOADING = (OSError, RuntimeError, ValueError)
+_IN_A_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What to build.
+
+    Attributes:
+        name: as written in a config.
+        config: open_clip's settings of the model.
+        preprocess: mean, std and the like, where the source tells.
+        bundled: finds the weights that a hub repository or folder brings; None: it brings none.
+        builtin: open_clip knows the name, so tags go with it.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    bundled: Callable[[], Path] | None = None
+    builtin: bool = False
+
+    @property
+    def activation(self) -> str:
+        """quickgelu or gelu."""
+        return "quickgelu" if self.config.get("quick_gelu") else "gelu"
+
+
+@dataclass(eq=False)
+class Base:
+    """A frozen open_clip model in eval mode and what is known of it.
+
+    Attributes:
+        model: open_clip's CLIP, CustomTextCLIP or CoCa; no parameter requires gradients.
+        architecture: what it was built from.
+        weights: as written in the config.
+        preprocess: size, mean, std, interpolation and resize mode.
+        fixed: names of parameters that are constants by design and never learn.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    weights: str
+    preprocess: dict[str, Any]
+    fixed: frozenset[str] = field(default=frozenset())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Made on first use, since some need a network."""
+        return tokenizer_for(self.architecture.name, self.architecture.config["text_cfg"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes, types and bytes of the state dict."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def context(self) -> int:
+        """How many tokens a sentence can have."""
+        return getattr(getattr(self.model, "text", self.model), "context_length", self.model.context_length)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts for a checkpoint."""
+        return {
+            "base": {
+                "model": self.architecture.name,
+                "weights": self.weights,
+                "fingerprint": self.fingerprint,
+                "config": self.architecture.config,
+            },
+            "preprocessing": self.preprocess,
+            "activation": self.architecture.activation,
+        }
+
+
+_BASES: WeakValueDictionary[tuple[Any, ...], Base] = WeakValueDictionary()
+
+
+def load_base(config: configs.Base, *, weights: bool = True) -> Base:
+    """The base that a config names; equal ones are loaded once and shared, as they never change.
+
+    Args:
+        weights: False builds on the meta device and reads no weights.
+
+    Raises:
+        DataError: architecture or weights are unknown, missing, unreadable or do not fit together.
+    """
+    if not weights:
+        architecture = find_architecture(config.model)
+        with torch.device("meta"):
+            model = _build(architecture)
+        return _freeze(model, architecture, config.weights)
+    sources = (config.model, config.weights, config.text_weights)
+    key = (*map(_stamp, sources), config.weights_seed)
+    base = _BASES.get(key)
+    if base is None:
+        base = _BASES[key] = _load(config)
+    return base
+
+
+def _stamp(name: str) -> tuple[Any, ...]:
+    """What tells one source from another, and a file from the same file after it was written anew."""
+    path = resource(name)
+    if not name or not path.is_file():
+        return (name,)
+    stat = path.stat()
+    return (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+
+
+def _load(config: configs.Base) -> Base:
+    architecture = find_architecture(config.model)
+    if architecture.bundled and (config.weights or config.text_weights):
+        raise DataError(f"{config.model} brings its own weights", "leave `weights` and `text_weights` empty")
+    fill = _filler(architecture, config.weights, config.text_weights)
+    # Building draws random numbers that loaded weights then replace; the run's own stream must not notice.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.weights_seed)
+        model = _build(architecture)
+    told = fill(model)
+    base = _freeze(model, architecture, config.weights, told)
+    _self_test(base)
+    return base
+
+
+def _freeze(model: nn.Module, architecture: Architecture, weights: str, told: Mapping[str, Any] | None = None) -> Base:
+    known = asdict(PreprocessCfg())
+    for source in (architecture.preprocess, told or {}, {"size": model.visual.image_size}):
+        known.update({key: value for key, value in source.items() if key in known and value is not None})
+    known = json.loads(json.dumps(known))  # tuples become lists, as they will in a checkpoint
+    fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return Base(model.requires_grad_(False).eval(), architecture, weights, known, fixed)
+
+
+# Architectures
+
+
+def find_architecture(name: str) -> Architecture:
+    """Look up an open_clip name, `hf-hub:org/repo`, `local-dir:DIR` or a JSON config. Raises DataError."""
+    scheme, _, rest = name.partition(":")
+    if scheme == "hf-hub":
+        try:
+            path = Path(download_pretrained_from_hf(rest, filename="open_clip_config.json"))
+        except _DOWNLOADING as error:
+            raise DataError(f"{name} could not be fetched: {error}", _OFFLINE.replace("weights`", "model`")) from error
+        return Architecture(name, *_read_config(path), bundled=lambda: _fetch(name, rest))
+    if scheme == "local-dir":
+        folder = Path(rest).expanduser()
+        return Architecture(name, *_read_config(folder / "open_clip_config.json"), bundled=lambda: _in_folder(folder))
+    if (path := resource(name)).suffix == ".json":
+        return Architecture(name, *_read_config(path))
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise DataError(f"open_clip knows no architecture {name!r}", _suggest(name, open_clip.list_models()))
+    return Architecture(name, config, {}, builtin=True)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no such model config: {path}", "give the path of an open_clip JSON config") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a model config: {error}") from error
+    config = data.get("model_cfg", data) if isinstance(data, dict) else {}
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]:
+        raise DataError(f"{path} is no open_clip model config: it lacks {', '.join(missing)}")
+    return {k: v for k, v in config.items() if k != "preprocess_cfg"}, data.get("preprocess_cfg") or {}
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    settings = deepcopy(architecture.config)
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    custom = settings.pop("custom_text", False) or "hf_model_name" in text
+    kind = open_clip.CLIP
+    if custom:
+        kind = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
+    try:
+        return kind(**settings)
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError, ImportError) as error:
+        raise DataError(
+            f"open_clip cannot build {architecture.name}: {type(error).__name__}: {error}",
+            "the model config may be meant for another version of open_clip",
+        ) from error
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    folded = {other.lower(): other for other in known}
+    near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}"
+
+
+# Weights
+
+Filler = Callable[[nn.Module], Mapping[str, Any]]
+"""Puts weights into a model and returns what their source knows of preprocessing."""
+
+
+def _filler(architecture: Architecture, weights: str, text_weights: str) -> Filler:
+    """Find the weights before the model is built, so that what is missing is told at once."""
+    if architecture.bundled:
+        bundled = architecture.bundled()
+        return lambda model: _fill_from_open_clip(model, bundled, architecture) or {}
+    if text_weights:
+        rest = _filler(architecture, text_weights, "")
+        path = _existing(architecture, weights)
+        return lambda model: (rest(model), _fill_visual(model, path, architecture))[0]
+    if weights == "random":
+        return lambda model: {}
+    if not weights:
+        raise DataError(f"{architecture.name} was given no weights", _choices(architecture))
+    tag = open_clip.get_pretrained_cfg(architecture.name, weights) if architecture.builtin else None
+    if tag:
+        _same_activation(architecture, "quickgelu" if tag.get("quick_gelu") else "gelu", weights)
+        try:
+            downloaded = Path(download_pretrained(tag))
+        except _DOWNLOADING as error:
+            raise DataError(f"{architecture.name}@{weights} could not be fetched: {error}", _OFFLINE) from error
+        return lambda model: _fill_from_open_clip(model, downloaded, architecture) or tag
+    path = _existing(architecture, weights)
+    return lambda model: _fill(model, path, architecture) or {}
+
+
+def _choices(architecture: Architecture) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.builtin else []
+    return f"give `weights` as the path of a file{f' or one of {chr(44).join(tags)}' if tags else ''}, or `random`"
+
+
+def _existing(architecture: Architecture, weights: str) -> Path:
+    path = resource(weights)
+    if path.is_file():
+        return path
+    tags = open_clip.list_pretrained_tags_by_model(architecture.name) if architecture.builtin else []
+    if near := difflib.get_close_matches(weights, tags, n=3):
+        raise DataError(f"{architecture.name} has no weights {weights!r}", f"did you mean {' or '.join(near)}?")
+    raise DataError(f"no weights file {weights}", _choices(architecture))
+
+
+def _fetch(name: str, repository: str) -> Path:
+    try:
+        return Path(download_pretrained_from_hf(repository))
+    except _DOWNLOADING as error:
+        raise DataError(f"the weights of {name} could not be fetched: {error}", _OFFLINE) from error
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _IN_A_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder} holds no weights", f"expected is one of {', '.join(_IN_A_FOLDER)}")
+
+
+def _same_activation(architecture: Architecture, activation: str, weights: str) -> None:
+    """QuickGELU weights in a GELU model run, and give silently wrong numbers."""
+    if activation == architecture.activation:
+        return
+    plain = architecture.name.removesuffix("-quickgelu")
+    other = f"{plain}-quickgelu" if activation == "quickgelu" else plain
+    raise DataError(
+        f"{weights} was trained with {activation}, but {architecture.name} computes {architecture.activation}",
+        f"write model: {other}" if architecture.builtin else "set quick_gelu in the model config",
+    )
+
+
+def _fill_from_open_clip(model: nn.Module, path: Path, architecture: Architecture) -> None:
+    """Weights from a hub come in several older layouts, which open_clip's own loader knows."""
+    try:
+        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, OSError, EOFError, KeyError) as error:
+        raise DataError(
+            f"{path} does not fit {architecture.name}: {error}", "fetch it again, or check `model`"
+        ) from error
+
+
+def _fill(model: nn.Module, path: Path, architecture: Architecture) -> None:
+    tensors = _read(path, architecture)
+    visual = model.visual.state_dict().keys()
+    if tensors.keys() in (visual, {f"visual.{name}" for name in visual}):
+        raise DataError(
+            f"{path} holds a visual tower alone", "say in `text_weights` where the rest comes from (a tag or a file)"
+        )
+    _copy(model, tensors, path, architecture)
+
+
+def _fill_visual(model: nn.Module, path: Path, architecture: Architecture) -> None:
+    tensors = {name.removeprefix("visual."): tensor for name, tensor in _read(path, architecture).items()}
+    _copy(model.visual, tensors, path, architecture)
+
+
+def _copy(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, architecture: Architecture) -> None:
+    """Strict both ways; half precision becomes the module's own."""
+    mine = module.state_dict()
+    both = mine.keys() & tensors.keys()
+    kinds = {
+        "missing": mine.keys() - both,
+        "unexpected": tensors.keys() - both,
+        "of another shape": {
+            f"{name} {tuple(tensors[name].shape)} for {tuple(mine[name].shape)}"
+            for name in both
+            if tensors[name].shape != mine[name].shape
+        },
+    }
+    if told := [f"{len(names)} {what} ({', '.join(sorted(names)[:3])})" for what, names in kinds.items() if names]:
+        raise DataError(
+            f"the tensors of {path} do not fit {architecture.name}: {'; '.join(told)}",
+            "check `model`; where the file is a student's checkpoint, name it by {use: checkpoint, path: ...}",
+        )
+    module.load_state_dict(tensors)
+
+
+def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a pickle of tensors. Raises DataError."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, architecture)
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} holds more than tensors, or is damaged: {str(error).splitlines()[0]}",
+            "where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
+        ) from error
+    data = data.get("state_dict", data) if isinstance(data, dict) else data
+    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+        raise DataError(f"{path} holds no state dict (names and tensors)", "save model.state_dict() alone")
+    return {name.removeprefix("module."): tensor for name, tensor in data.items()}
+
+
+def _read_safetensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """One of our own checkpoints serves too, if it holds a whole model: it says which activation goes with it."""
+    try:
+        with safe_open(path, "pt") as file:
+            ours = json.loads((file.metadata() or {}).get("advdistill", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged or no safetensors file: {error}", "fetch or write it again") from error
+    if activation := ours.get("activation"):
+        _same_activation(architecture, activation, str(path))
+    return tensors
+
+
+# Self-test
+
+
+@torch.no_grad()
+def _self_test(base: Base) -> None:
+    """Our functions over open_clip's parts give what open_clip gives, with these very weights."""
+    model, tokenizer = base.model, base.tokenizer
+    height, width = _pair(base.preprocess["size"])
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    expected = model.visual(pixels)
+    ids = tokenizer(["a photo of a cat.", "a dog."])
+    ids = [row[: base.context] for row in ids]
+    padded = torch.tensor([[*row, *[tokenizer.pad] * (base.context - len(row))] for row in ids])
+    texts = getattr(model, "text", model.encode_text)(padded)
+    sentences = Sentences(model, ids, tokenizer.start, tokenizer.pad, base.context, padded.device)
+    for what, ours, theirs in (
+        ("image", encode_pixels(model.visual, pixels), expected),
+        ("text", sentences.encode(model, None, None), texts),
+    ):
+        theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+        difference = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max()
+        if not difference <= 1e-5:
+            raise DataError(
+                f"{base.architecture.name}@{base.weights}: our {what} features differ from open_clip's by "
+                f"{difference:.1e} of their norm",
+                "the weights may hold numbers that are not finite; else this version of open_clip is not supported",
+            )
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def image_size(base: Base) -> tuple[int, int]:
+    """Height and width that the visual tower works at."""
+    return _pair(base.preprocess["size"])
