@@ -48,8 +48,11 @@ class Face(nn.Module):
 
 
 def _never_zero(gradient: Tensor) -> Tensor:
-    """The momentum attacks divide by the mean size of a gradient: one zero gradient would leave NaN in the momentum and
-    freeze the sample silently for good. Such a row gets a trace of gradient in one pixel, which moves that pixel only."""
+    """A gradient with a trace of something, in one pixel, where a sample had none.
+
+    The momentum attacks divide by a gradient's mean size: after a zero one the momentum is NaN, and the sample stands
+    still for good. The trace moves its one pixel only.
+    """
     zero = (gradient == 0).flatten(1).all(1)
     trace = torch.zeros_like(gradient)
     trace[zero, :, gradient.shape[2] // 2, gradient.shape[3] // 2] = 1e-30

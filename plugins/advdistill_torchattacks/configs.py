@@ -1,4 +1,4 @@
-"""Settings of the torchattacks zoo, in that library's words and with its defaults (3.5.1) unless a field says otherwise.
+"""Settings of the torchattacks zoo: that library's words, and its defaults (3.5.1) unless a field says otherwise.
 
 Never settings: `eps` and `norm` (the recipe's threat), `seed` (the run's noise), `verbose`.
 """
@@ -150,7 +150,7 @@ class VNIFGSM(VMIFGSM):
 
 
 class UPGD(MIFGSM):
-    """PGD with momentum and a choice of loss. Its margin loss is left out: it does nothing where logits are negative."""
+    """PGD with momentum and a choice of loss. The margin loss is left out: it ignores negative logits."""
 
     attack: ClassVar[str] = "UPGD"
 
@@ -286,7 +286,7 @@ class OnePixel(Settings):
 
 
 class Pixle(Settings):
-    """Copies patches of pixels elsewhere. It knows no radius: what exceeds the l0 ball is undone, largest changes kept."""
+    """Copies patches of pixels elsewhere. It knows no radius: the largest changes that fit the l0 ball are kept."""
 
     attack: ClassVar[str] = "Pixle"
     one_by_one: ClassVar[bool] = True
