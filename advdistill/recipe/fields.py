@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
 
 class Config(BaseModel):
@@ -43,5 +43,12 @@ def format_distance(value: float) -> str:
     return text if parse_distance(text) == value else repr(value)
 
 
-PixelDistance = Annotated[float, BeforeValidator(parse_distance), PlainSerializer(format_distance)]
+PixelDistance = Annotated[
+    float,
+    BeforeValidator(parse_distance),
+    PlainSerializer(format_distance),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.eE+-]+(/[0-9.eE+-]+)?$"}]}
+    ),
+]
 """A distance on the [0, 1] pixel scale, written `8/255` in recipes."""

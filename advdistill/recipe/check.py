@@ -1,0 +1,376 @@
+"""Checks a recipe, phase by phase, and collects every problem: shape, plugin names, each block, all blocks together.
+
+(The phase before these, YAML itself, is `advdistill.recipe.nodes`.) A phase works on whatever the ones before it could
+make sense of, so that one wrong block hides nothing in the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from advdistill.errors import PluginError, RecipeError, UserError
+from advdistill.hooks.registry import Entry, Registry
+from advdistill.hooks.specs import AttackSpec, StrategySpec
+from advdistill.recipe.fields import Config, format_distance
+from advdistill.recipe.model import FORMAT, Evaluate, Optim, RecipeModel, Threat, Train
+from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
+from advdistill.recipe.resolved import Block, Recipe, TeacherBlock
+
+_Section = TypeVar("_Section", bound=Config)
+
+_EXPECTED = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "string_type": "must be text",
+    "dict": "must be a map of keys",
+    "model": "must be a map of keys",
+    "list": "must be a list",
+}
+
+
+class Check:
+    """The phases over one recipe, in the order of the methods.
+
+    Args:
+        root: the recipe, overrides applied.
+        registry: who offers what.
+        provided: records of `Recipe.plugins` by path, where the recipe comes from a checkpoint.
+    """
+
+    def __init__(self, root: Node, registry: Registry, provided: Mapping[str, Mapping[str, str]]) -> None:
+        self.root, self.registry, self.provided = root, registry, provided
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.entries: dict[KeyPath, Entry] = {}
+        self.blocks: dict[KeyPath, Block] = {}
+
+    def fail(self, path: KeyPath, message: str, *, key: bool = False, hint: str = "", plugin: bool = False) -> None:
+        """Note a problem at `path`, or as near to it as the recipe says anything; `key`: at the key, not the value."""
+        node = self.root.nearest(path)
+        mark = node.key if node.key and (key or node is not self.root.at(path)) else node.mark
+        self.problems.append(Problem(mark, dotted(path), message, hint, plugin))
+
+    def raise_if_any(self) -> None:
+        """Raise what was found: PluginError if plugins alone are to blame, else InvalidRecipe."""
+        if self.problems:
+            error = InvalidRecipe(self.problems)
+            raise PluginError(error.message, error.hint) if all(p.plugin for p in self.problems) else error
+
+    def shape(self) -> RecipeModel | None:
+        """Phase 2: the host's own keys."""
+        return self._validated(RecipeModel, self.root, ())
+
+    def names(self) -> None:
+        """Phase 3: every block names a plugin that is there."""
+        for path, kind, node in _blocks(self.root):
+            use = node.value.get("use")
+            if use is None:
+                self.fail(path, f"a block needs `use:`, the name of a {kind}", hint="`advdistill plugins list`")
+            elif not isinstance(use.value, str):
+                self.fail((*path, "use"), f"must be the name of a {kind}")
+            else:
+                try:
+                    self.entries[path] = self.registry.get(kind, use.value)
+                except (RecipeError, PluginError) as error:
+                    self._unknown((*path, "use"), error)
+
+    def settings(self) -> None:
+        """Phase 4: each block against its plugin's own Config."""
+        for path, entry in self.entries.items():
+            try:
+                config_class = self.registry.load(entry.spec, "config") or Config
+            except PluginError as error:
+                self.fail((*path, "use"), error.message, hint=error.hint, plugin=True)
+                continue
+            node = self.root.nearest(path)
+            own = {"use", "train"} if path[0] == "teachers" else {"use"}
+            rest = Node({key: item for key, item in node.value.items() if key not in own}, node.mark, node.key)
+            hint = f"`advdistill plugins show {entry.spec.kind}:{entry.spec.name}` lists its settings."
+            config = self._validated(config_class, rest, path, hint)
+            trains = node.value.get("train") if path[0] == "teachers" else None
+            if trains is not None and not isinstance(trains.value, bool):
+                self.fail((*path, "train"), f"must be true or false, not {trains.plain()!r}")
+            elif config is not None:
+                use = node.value["use"].value
+                block = Block(use, entry.qualified, entry.spec, config)
+                if path[0] == "teachers":
+                    block = TeacherBlock(use, entry.qualified, entry.spec, config, bool(trains and trains.value))
+                self.blocks[path] = block
+
+    def together(self) -> None:
+        """Phase 5: what only shows across blocks."""
+        threat = self._section("threat", Threat)
+        train = self._section("train", Train)
+        optim = self._section("optim", Optim)
+        evaluate = self._section("evaluate", Evaluate)
+        if train:
+            self._length(train)
+        self._strategy()
+        if optim:
+            self._groups(optim)
+        if threat:
+            attacked = any(entry.spec.kind == "attack" for entry in self.entries.values())
+            self._radius(threat, ("threat",), attacked)
+            for path, radius in self._attacks(threat, evaluate):
+                self._attack(path, radius)
+        if evaluate:
+            self._measurements(evaluate)
+
+    def plugins_own(self, recipe: Recipe) -> None:
+        """Phase 5, the plugins' part: the `check` functions of the specs, on a recipe that is valid so far."""
+        for path, block in self.blocks.items():
+            try:
+                check = self.registry.load(block.spec, "check")
+                for key, message in check(block.config, recipe) if check else ():
+                    self.fail((*path, *str(key).split(".")) if key else path, message)
+            except PluginError as error:
+                self.fail(path, error.message, hint=error.hint, plugin=True)
+            except UserError as error:
+                self.fail(path, error.message, hint=error.hint)
+            except Exception as error:
+                self.fail(path, f"the check of {block.qualified} failed: {type(error).__name__}: {error}", plugin=True)
+
+    def _validated(self, model: type[_Section], node: Node, path: KeyPath, hint: str = "") -> _Section | None:
+        """`node` as a `model`, its problems noted with paths below `path`."""
+        given = node.plain()
+        try:
+            value = model.model_validate(given)
+        except ValidationError as invalid:
+            for error in invalid.errors(include_url=False):
+                place = tuple(step for step in error["loc"] if step != "[key]")
+                unknown = error["type"] == "extra_forbidden"
+                self.fail(
+                    (*path, *place), _message(error, model, place), key=unknown or "[key]" in error["loc"], hint=hint
+                )
+            return None
+        # pydantic takes `true` for 1, which nobody means.
+        wrong = list(_booleans_made_numbers(given, value.model_dump(), path))
+        for place in wrong:
+            self.fail(place, "must be a number, not true or false", hint=hint)
+        return None if wrong else value
+
+    def _section(self, name: str, model: type[_Section]) -> _Section | None:
+        """A top-level map on its own, if that much of the recipe is valid."""
+        node = self.root.at((name,))
+        try:
+            return model.model_validate(node.plain() if node else {})
+        except ValidationError:
+            return None
+
+    def _unknown(self, path: KeyPath, error: RecipeError | PluginError) -> None:
+        record = self.provided.get(dotted(path[:-1]))
+        if record is None or record["dist"] == "advdistill":
+            self.fail(path, error.message, hint=error.hint, plugin=isinstance(error, PluginError))
+        elif record["dist"]:
+            dist, version = record["dist"], record["version"]
+            message = f"{record['kind']} {record['name']!r} comes from the package {dist} {version}: {error.message}"
+            self.fail(path, message, hint=f"Install it: pip install {dist}=={version}.", plugin=True)
+        else:
+            message = f"{record['kind']} {record['name']!r} comes from the single file {record['plugin']}.py"
+            hint = f"Give that file with --plugin (its sha256 was {record['sha256'][:12]}…)."
+            self.fail(path, message, hint=hint, plugin=True)
+
+    def _length(self, train: Train) -> None:
+        if train.steps and train.epochs:
+            self.fail(("train", "epochs"), f"give steps or epochs, not both ({train.steps} and {train.epochs})")
+        elif not train.steps and not train.epochs:
+            self.fail(("train",), "says not how long to train", hint="Give train.steps or train.epochs.")
+        if train.batch_size % train.accumulate:
+            message = f"{train.accumulate} equal portions do not make a batch of {train.batch_size}"
+            self.fail(("train", "accumulate"), message)
+
+    def _strategy(self) -> None:
+        entry = self.entries.get(("strategy",))
+        if not entry or not isinstance(entry.spec, StrategySpec):
+            return
+        spec = entry.spec
+        teachers = self.root.at(("teachers",))
+        if teachers is None or isinstance(teachers.value, dict):
+            given = set(teachers.value) if teachers else set()
+            for role in spec.teachers.keys() - given:
+                message = f"strategy {spec.name!r} needs a teacher in this role: {spec.teachers[role]}"
+                self.fail(("teachers", role), message)
+            for role in given - spec.teachers.keys():
+                known = ", ".join(spec.teachers) or "none"
+                close = _did_you_mean(role, spec.teachers)
+                message = f"strategy {spec.name!r} has no such role (its roles: {known}){close}"
+                self.fail(("teachers", role), message, key=True)
+        attack = self.root.at(("attack",))
+        if spec.attack and (attack is None or attack.value is None):
+            self.fail(
+                ("attack",), f"strategy {spec.name!r} needs an attack; without one it would train on clean images"
+            )
+        used = self.entries.get(("attack",))
+        if used and isinstance(used.spec, AttackSpec) and spec.attack == "objective" and not used.spec.objective:
+            message = f"strategy {spec.name!r} brings its own objective; {used.spec.name!r} is driven by labels alone"
+            able = [e.spec.name for e in self.registry.entries("attack") if getattr(e.spec, "objective", False)]
+            self.fail(("attack", "use"), message, hint=f"Attacks that can: {', '.join(able)}." if able else "")
+
+    def _groups(self, optim: Optim) -> None:
+        teachers = self.root.at(("teachers",))
+        roles = teachers.value if teachers and isinstance(teachers.value, dict) else {}
+        if "student" in roles:
+            self.fail(("teachers", "student"), "'student' is not a role of a teacher", key=True)
+        for name in optim.groups:
+            if name == "student":
+                continue
+            block = self.blocks.get(("teachers", name))
+            if name not in roles:
+                close = _did_you_mean(name, ["student", *roles])
+                self.fail(("optim", "groups", name), f"there is no teacher in this role{close}", key=True)
+            elif isinstance(block, TeacherBlock) and not block.train:
+                hint = f"Set teachers.{name}.train: true, or drop the group."
+                self.fail(("optim", "groups", name), "this teacher does not train", key=True, hint=hint)
+
+    def _radius(self, threat: Threat, path: KeyPath, attacked: bool) -> None:
+        if threat.norm == "linf" and threat.eps > 1:
+            shown = f"{threat.eps:g}"
+            self.fail((*path, "eps"), f"{shown} is wider than the whole pixel range, 0 to 1; write eps: {shown}/255")
+        elif threat.eps == 0 and attacked:
+            self.fail((*path, "eps"), "0 allows no perturbation: the attack would do nothing")
+        elif threat.norm == "l0" and 0 < threat.eps < 1:
+            self.fail((*path, "eps"), "l0 counts values, so eps must be at least 1")
+
+    def _attacks(self, threat: Threat, evaluate: Evaluate | None) -> Iterator[tuple[KeyPath, Threat]]:
+        """Where attacks stand, and the threat each is run under."""
+        for path, entry in self.entries.items():
+            if entry.spec.kind != "attack":
+                continue
+            radius = threat
+            if path[:2] == ("evaluate", "protocols"):
+                if not evaluate:
+                    continue
+                own = evaluate.protocols[int(path[2])].threat
+                if own:
+                    self._radius(own, (*path[:3], "threat"), attacked=True)
+                    radius = own
+            yield path, radius
+
+    def _attack(self, path: KeyPath, threat: Threat) -> None:
+        spec = self.entries[path].spec
+        if isinstance(spec, AttackSpec) and threat.norm not in spec.norms:
+            message = f"{spec.name!r} does not know the norm {threat.norm}, only {', '.join(sorted(spec.norms))}"
+            able = [e.spec.name for e in self.registry.entries("attack") if threat.norm in getattr(e.spec, "norms", ())]
+            self.fail((*path, "use"), message, hint=f"Attacks that do: {', '.join(able)}." if able else "")
+        block = self.blocks.get(path)
+        steps, step = (getattr(block.config, name, None) for name in ("steps", "step")) if block else (None, None)
+        if not isinstance(steps, int) or not isinstance(step, float) or threat.norm == "l0" or threat.eps > 1:
+            return
+        if steps * step < threat.eps and not getattr(block and block.config, "random_start", False):
+            reach = f"{steps} steps of {format_distance(step)}"
+            self.warnings.append(f"{dotted(path)}: {reach} cannot reach eps {format_distance(threat.eps)}")
+
+    def _measurements(self, evaluate: Evaluate) -> None:
+        names = [protocol.name for protocol in evaluate.protocols]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self.fail(("evaluate", "protocols", index, "name"), f"{name!r} stands twice")
+        if evaluate.select != "none" and not evaluate.every:
+            message = "nothing to select by: evaluate.every is 0, so no probe is taken"
+            self.fail(("evaluate", "select"), message)
+        attack = self.root.at(("attack",))
+        attacked = evaluate.probe.attack is not None or (attack is not None and attack.value is not None)
+        if evaluate.select in ("robust", "harmonic") and not attacked:
+            message = f"{evaluate.select!r} needs an attack to probe with, and the recipe has none"
+            self.fail(("evaluate", "select"), message, hint="Give evaluate.probe.attack.")
+
+
+def check_format(root: Node) -> None:
+    """Phase 2, first question: is this a recipe of a format that this version reads?
+
+    Raises:
+        InvalidRecipe: it does not say, or is newer.
+    """
+    node = root.at(("advdistill",))
+    if node is None:
+        message = "missing: the format of the recipe"
+        raise InvalidRecipe([Problem(root.mark, "advdistill", message, "Put `advdistill: 1` at its top.")])
+    if isinstance(node.value, int) and node.value > FORMAT:
+        message = f"the recipe has format {node.value}; this version reads up to {FORMAT}"
+        raise InvalidRecipe([Problem(node.mark, "advdistill", message, "pip install --upgrade advdistill")])
+
+
+def _blocks(root: Node) -> Iterator[tuple[KeyPath, str, Node]]:
+    """Where plugins are named, in a recipe whose shape may be wrong."""
+    places: list[tuple[KeyPath, str]] = [
+        (("data",), "dataset"),
+        (("student",), "student"),
+        (("attack",), "attack"),
+        (("strategy",), "strategy"),
+        (("evaluate", "probe", "attack"), "attack"),
+    ]
+    for parent, kind, tail in (
+        (("teachers",), "teacher", ()),
+        (("report",), "reporter", ()),
+        (("evaluate", "protocols"), "attack", ("attack",)),
+    ):
+        node = root.at(parent)
+        if node is not None and isinstance(node.value, (dict, list)):
+            keys: list[Any] = list(node.value) if isinstance(node.value, dict) else list(range(len(node.value)))
+            places += [((*parent, key, *tail), kind) for key in keys]
+    for path, kind in places:
+        node = root.at(path)
+        if node is not None and isinstance(node.value, dict):
+            yield path, kind, node
+
+
+def _message(error: Mapping[str, Any], model: type[Config], place: KeyPath) -> str:
+    """A pydantic error in the words of a recipe."""
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key{_did_you_mean(str(place[-1]), _fields(model, place[:-1]))}"
+    if kind == "missing":
+        field = _fields(model, place[:-1]).get(str(place[-1]))
+        return f"missing: {field.description}" if field and field.description else "missing"
+    if kind == "literal_error":
+        return f"must be {error['ctx']['expected']}, not {value!r}{_did_you_mean(str(value), _quoted(error))}"
+    expected = next((text for prefix, text in _EXPECTED.items() if kind.startswith(prefix)), None)
+    if expected is None:
+        message = error["msg"].removeprefix("Value error, ")
+        expected = message[:1].lower() + message[1:]
+        if repr(value) in expected:
+            return expected
+    return f"{expected}, not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) else expected
+
+
+def _quoted(error: Mapping[str, Any]) -> list[str]:
+    return [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+
+
+def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fields(model: type[Config], place: KeyPath) -> Mapping[str, FieldInfo]:
+    """The fields of the Config that stands at `place` below `model`; {} where none does."""
+    current: Any = model
+    for step in place:
+        if isinstance(current, type) and issubclass(current, Config):
+            field = current.model_fields.get(str(step))
+            current = field.annotation if field else None
+        else:
+            # A list's items or a dict's values: the last type argument.
+            current = (typing.get_args(current) or (None,))[-1]
+        while typing.get_origin(current) not in (None, list, dict, tuple):
+            # Annotated[X, …] and X | None: the first argument.
+            current = typing.get_args(current)[0]
+    return current.model_fields if isinstance(current, type) and issubclass(current, Config) else {}
+
+
+def _booleans_made_numbers(given: Any, made: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(given, bool) and isinstance(made, (int, float)) and not isinstance(made, bool):
+        yield path
+    elif isinstance(given, dict) and isinstance(made, dict):
+        for key in given.keys() & made.keys():
+            yield from _booleans_made_numbers(given[key], made[key], (*path, key))
+    elif isinstance(given, list) and isinstance(made, (list, tuple)):
+        for index, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _booleans_made_numbers(one, other, (*path, index))

@@ -1,0 +1,190 @@
+"""The shape of a recipe: what the host itself understands. What follows `use:` in a block belongs to a plugin."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WithJsonSchema
+
+from advdistill.recipe.fields import Config, PixelDistance
+
+FORMAT = 1
+
+
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Blocks are checked by the plugin they name. In the JSON schema "block" stands for all plugins of the kind; see schema.
+Block = dict[str, Any]
+AttackBlock = Annotated[Block, WithJsonSchema({"block": "attack"})]
+TeacherBlock = Annotated[Block, WithJsonSchema({"block": "teacher"})]
+
+
+class CheckpointConfig(Config):
+    """Settings of the teacher `checkpoint`."""
+
+    path: str
+    """An advdistill checkpoint: a path, or `package:file` for one that an installed package ships."""
+
+
+class Threat(Config):
+    """What the attacker may change."""
+
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    """Norm that bounds the perturbation of an image."""
+    eps: PixelDistance
+    """Radius on the [0, 1] pixel scale, written like `8/255`; for l0 the number of values."""
+
+
+class Schedule(Config):
+    """How the learning rate moves."""
+
+    use: Literal["constant", "cosine"] = "cosine"
+    """`cosine` falls to 0 at the last step; `constant` stays."""
+    warmup: NotNegative = 0.0
+    """Warm-up at the start: below 1 a share of all steps, from 1 on a number of steps."""
+    warmup_lr: NotNegative = 0.0
+    """Learning rate during the warm-up; 0: a linear ramp up to `lr`."""
+
+
+class Group(Config):
+    """Settings of the optimizer for one model of the run; what is null is as for all."""
+
+    lr: Rate | None = None
+    """Learning rate of this model."""
+    weight_decay: NotNegative | None = None
+    """Weight decay of this model."""
+
+
+class Optim(Config):
+    """The optimizer."""
+
+    use: Literal["adamw", "sgd"] = "adamw"
+    """Which one."""
+    lr: Rate
+    """Peak learning rate."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled (adamw) or L2 (sgd) weight decay."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd; adamw does not look at it."""
+    clip_norm: NotNegative = 0.0
+    """Largest norm of the gradient over all trainables; 0: no clipping."""
+    schedule: Schedule = Schedule()
+    """How the learning rate moves."""
+    groups: dict[str, Group] = Field(default_factory=dict)
+    """Other settings for the `student`, or for the teacher of a role, where it trains."""
+
+
+class Train(Config):
+    """How long and in which portions. Exactly one of `steps` and `epochs` is positive."""
+
+    steps: Natural = 0
+    """Optimizer steps in all."""
+    epochs: Natural = 0
+    """Passes over the training data."""
+    batch_size: Positive = 64
+    """Images in one optimizer step, over all processes and accumulated portions together."""
+    accumulate: Positive = 1
+    """Portions that a batch is worked through in, to save memory; divides `batch_size`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the towers; pixels and losses are always fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    workers: Natural = 0
+    """Processes that decode images; 0: the training process itself."""
+
+
+class Probe(Config):
+    """The small measurement that is taken while training."""
+
+    split: Literal["val", "test"] = "val"
+    """Samples it looks at."""
+    limit: Positive = 128
+    """How many of them, evenly over the classes."""
+    attack: AttackBlock | None = None
+    """Attack for robust accuracy; null: the one of training."""
+
+
+class Protocol(Config):
+    """One column of the final table."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Its heading."""
+    attack: AttackBlock | None = None
+    """The attack; null: clean accuracy."""
+    threat: Threat | None = None
+    """The threat; null: the recipe's."""
+    split: Literal["val", "test"] = "test"
+    """Samples it looks at."""
+    limit: Natural = 0
+    """How many of them, evenly over the classes; 0: all."""
+
+
+class Evaluate(Config):
+    """What is measured, and when."""
+
+    every: Natural = 0
+    """Optimizer steps between probes; 0: none."""
+    batch_size: Positive = 256
+    """Images in one portion; changes speed, not numbers."""
+    probe: Probe = Probe()
+    """The small measurement while training."""
+    select: Literal["none", "clean", "robust", "harmonic"] = "none"
+    """The probe's number that picks `best.safetensors`; harmonic: the harmonic mean of both."""
+    protocols: list[Protocol] = Field(default_factory=lambda: [Protocol(name="clean")])
+    """The columns of the final table."""
+    undefended: bool = True
+    """Measure the undefended model too."""
+    teachers: bool = True
+    """Measure the teachers too, before the training starts."""
+    controls: dict[str, str] = Field(default_factory=dict)
+    """Heading -> checkpoint of further models to measure."""
+
+
+class Save(Config):
+    """What is written, and where."""
+
+    dir: str = "runs/{name}"
+    """The run's folder; `{name}` stands for the recipe's name."""
+    every: Natural = 0
+    """Optimizer steps between resume points; 0: only at the end."""
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """How the trained tensors are stored."""
+
+
+class RecipeModel(Config):
+    """A recipe of advdistill: everything a run depends on."""
+
+    advdistill: Annotated[int, Field(ge=1)]
+    """Format of the recipe: 1."""
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+    """Name of the run; the file's name where it is not given."""
+    plugins: list[str] = Field(default_factory=list)
+    """Single-file plugins to load, relative to the recipe."""
+    seed: Natural = 0
+    """Seed of everything random."""
+    threat: Threat
+    """Norm and radius, for training and for evaluation unless a protocol says otherwise."""
+    data: Annotated[Block, WithJsonSchema({"block": "dataset"})]
+    """The dataset."""
+    teachers: dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], TeacherBlock] = Field(default_factory=dict)
+    """Role -> teacher. `train: true` in a block lets that teacher learn too."""
+    student: Annotated[Block, WithJsonSchema({"block": "student"})]
+    """The model that is hardened."""
+    attack: AttackBlock | None = None
+    """The attack of training."""
+    strategy: Annotated[Block, WithJsonSchema({"block": "strategy"})]
+    """The training method."""
+    optim: Optim
+    """The optimizer."""
+    train: Train
+    """How long and in which portions."""
+    evaluate: Evaluate = Evaluate()
+    """What is measured, and when."""
+    save: Save = Save()
+    """What is written, and where."""
+    report: list[Annotated[Block, WithJsonSchema({"block": "reporter"})]] = Field(
+        default_factory=lambda: [{"use": "console"}, {"use": "jsonl"}]
+    )
+    """Who reports on the run."""

@@ -1,0 +1,107 @@
+"""A recipe that has been read, checked and completed: what the engine is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from advdistill.hooks.specs import Spec
+from advdistill.recipe.fields import Config
+from advdistill.recipe.model import Optim, Save, Threat, Train
+
+
+@dataclass(frozen=True)
+class Block:
+    """A plugin and its settings.
+
+    Attributes:
+        use: the name as the recipe writes it.
+        qualified: `dist:name`.
+        spec: what the plugin declared.
+        config: its validated settings.
+    """
+
+    use: str
+    qualified: str
+    spec: Spec
+    config: Config
+
+    def tree(self) -> dict[str, Any]:
+        """The block as a recipe would write it, defaults filled in; JSON-able."""
+        return {"use": self.use, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class TeacherBlock(Block):
+    """A teacher; `train`: it learns too."""
+
+    train: bool = False
+
+    def tree(self) -> dict[str, Any]:
+        return {"use": self.use, "train": self.train, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class ResolvedProbe:
+    """The measurement while training; `attack` None: clean accuracy only."""
+
+    split: str
+    limit: int
+    attack: Block | None
+
+
+@dataclass(frozen=True)
+class ResolvedProtocol:
+    """A column of the final table; `attack` None: clean accuracy; `limit` 0: all samples."""
+
+    name: str
+    attack: Block | None
+    threat: Threat
+    split: str
+    limit: int
+
+
+@dataclass(frozen=True)
+class ResolvedEvaluate:
+    """What is measured, and when; fields as in `advdistill.recipe.model.Evaluate`."""
+
+    every: int
+    batch_size: int
+    probe: ResolvedProbe
+    select: str
+    protocols: tuple[ResolvedProtocol, ...]
+    undefended: bool
+    controls: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe.
+
+    Attributes:
+        tree: the same as plain JSON-able data with every default filled in; resolving it gives it again.
+        origins: dotted path of every value in `tree` -> `file:line:column`, "override" or "default".
+        plugins: one record for each block: path, kind, name, dist, version, plugin, sha256 (of a single file).
+        plugin_hashes: path of each single-file plugin -> sha256 of its content.
+        warnings: what is legal but hardly meant.
+    """
+
+    name: str
+    seed: int
+    threat: Threat
+    data: Block
+    teachers: Mapping[str, TeacherBlock]
+    student: Block
+    attack: Block | None
+    strategy: Block
+    optim: Optim
+    train: Train
+    evaluate: ResolvedEvaluate
+    save: Save
+    report: tuple[Block, ...]
+    tree: Mapping[str, Any]
+    origins: Mapping[str, str]
+    plugins: tuple[Mapping[str, str], ...]
+    plugin_hashes: Mapping[str, str]
+    warnings: tuple[str, ...]
