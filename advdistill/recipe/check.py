@@ -41,7 +41,7 @@ class Check:
     Args:
         root: the recipe, overrides applied.
         registry: who offers what.
-        provided: records of `Recipe.plugins` by path, where the recipe comes from a checkpoint.
+        provided: records of `Recipe.providers` by path, where the recipe comes from a checkpoint.
     """
 
     def __init__(self, root: Node, registry: Registry, provided: Mapping[str, Mapping[str, str]]) -> None:

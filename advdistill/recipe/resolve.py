@@ -75,7 +75,7 @@ def resolve_tree(
         tree: `Recipe.tree`.
         registry: who offers what; default: everything installed.
         name: stands in where the tree has no name; also what messages call it.
-        provided: `Recipe.plugins` as stored, to say what to install where a plugin is missing.
+        provided: `Recipe.providers` as stored, to say what to install where a plugin is missing.
         plugins: further single-file plugins. One that the tree lists and that is gone is missed only where a block
             needs it.
         overrides: as for `load_recipe`.
@@ -179,7 +179,7 @@ def _assemble(check: Check, model: RecipeModel) -> Recipe:
         report=tuple(blocks[("report", index)] for index in range(len(model.report))),
         tree=tree,
         origins={dotted(path): _origin(check.root, path) for path in _leaves(tree)},
-        plugins=tuple(_record(path, check.entries[path]) for path in blocks),
+        providers=tuple(_record(path, block.use, check.entries[path]) for path, block in blocks.items()),
         plugin_hashes={str(plugin.file): plugin.sha256 for plugin in check.registry.plugins if plugin.file},
         warnings=tuple(check.warnings),
     )
@@ -208,15 +208,17 @@ def _evaluate(model: RecipeModel, blocks: Mapping[KeyPath, Block]) -> ResolvedEv
     )
 
 
-def _record(path: KeyPath, entry: Entry) -> dict[str, str]:
+def _record(path: KeyPath, use: str, entry: Entry) -> dict[str, str]:
     plugin = entry.plugin
     return {
         "path": dotted(path),
         "kind": entry.spec.kind,
+        "use": use,
         "name": entry.spec.name,
         "dist": plugin.dist,
         "version": plugin.version,
         "plugin": plugin.name,
+        "file": str(plugin.file or ""),
         "sha256": plugin.sha256,
     }
 

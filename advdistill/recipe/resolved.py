@@ -82,7 +82,8 @@ class Recipe:
     Attributes:
         tree: the same as plain JSON-able data with every default filled in; resolving it gives it again.
         origins: dotted path of every value in `tree` -> `file:line:column`, "override" or "default".
-        plugins: one record for each block: path, kind, name, dist, version, plugin, sha256 (of a single file).
+        providers: one record for each block, JSON-able: path (dotted, in the recipe), kind, use, name, dist, version,
+            plugin, and for a single-file plugin file and sha256 ("" for an installed one).
         plugin_hashes: path of each single-file plugin -> sha256 of its content.
         warnings: what is legal but hardly meant.
     """
@@ -102,6 +103,6 @@ class Recipe:
     report: tuple[Block, ...]
     tree: Mapping[str, Any]
     origins: Mapping[str, str]
-    plugins: tuple[Mapping[str, str], ...]
+    providers: tuple[dict[str, str], ...]
     plugin_hashes: Mapping[str, str]
     warnings: tuple[str, ...]
