@@ -35,27 +35,30 @@ def partition(labels: Tensor, counts: Sequence[int], seed: int) -> list[Tensor]:
     return [part.sort().values for part in order.split([*counts, len(labels) - sum(counts)])]
 
 
-def few_shot(labels: Tensor, shots: int, rng: random.Random, names: Sequence[str]) -> Tensor:
+def few_shot(labels: Tensor, shots: int, rng: random.Random, names: Sequence[str], *, at_most: bool = False) -> Tensor:
     """`shots` samples of every class, drawn class by class with `rng.sample`, as the CoOp protocol does.
 
     Args:
         labels: (N,) long, in [0, len(names)).
         rng: moved on; drawing train, then val, from one generator gives independent draws.
         names: class names in label order, for the error.
+        at_most: a class with fewer samples gives what it has.
 
     Returns:
-        (len(names) * shots,) indices, class after class.
+        Indices, class after class; len(names) * shots of them unless `at_most`.
 
     Raises:
         DataError: a class has fewer samples; names it.
     """
+    members: list[list[int]] = [[] for _ in names]
+    for index, label in enumerate(labels.tolist()):
+        members[label].append(index)
     drawn: list[int] = []
-    for label, name in enumerate(names):
-        members = (labels == label).nonzero().squeeze(1).tolist()
-        if len(members) < shots:
+    for name, some in zip(names, members, strict=True):
+        if len(some) < shots and not at_most:
             raise DataError(
-                f"class {name!r} has {len(members)} training images, {shots} shots are wanted",
-                f"add images to that class, leave it out, or set shots to {len(members)} or less (0: all images)",
+                f"class {name!r} has {len(some)} training images, but {shots} shots are wanted",
+                f"add images to that class, leave it out, or set shots to {len(some)} or less (0: all images)",
             )
-        drawn += rng.sample(members, shots)
+        drawn += rng.sample(some, min(shots, len(some)))
     return torch.tensor(drawn, dtype=torch.long)
