@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError
+from advdistill.errors import DataError, UserError
 
 
 class Split(ABC):
@@ -135,16 +135,35 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(count // batch_size, 1)
 
 
+Sample = tuple[Tensor, int, int]
+
+
 class _Reader(torch.utils.data.Dataset[Tensor]):
     def __init__(self, split: Split, augment_key: tuple[object, ...] | None) -> None:
         self.split, self.augment_key = split, augment_key
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Sample | UserError:  # type: ignore[override]
         generator = seeded(*self.augment_key, index) if self.augment_key else None
-        return self.split.load(index, generator), int(self.split.labels[index]), index
+        try:
+            return self.split.load(index, generator), int(self.split.labels[index]), index
+        except UserError as error:
+            # Handed over, not raised: DataLoader would make a traceback its message where a worker raised it.
+            return error
 
 
-def _collate(samples: list[tuple[Tensor, int, int]]) -> Batch:
+def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
+    try:
+        return _stack(samples)
+    except UserError as error:
+        return error
+
+
+def _stack(handed: list[Sample | UserError]) -> Batch:
+    samples: list[Sample] = []
+    for sample in handed:
+        if isinstance(sample, UserError):
+            raise sample
+        samples.append(sample)
     shapes = {tuple(image.shape) for image, _, _ in samples}
     if len(shapes) > 1:
         raise DataError(f"images of one batch differ in shape: {sorted(shapes)}", "let the dataset resize them")
@@ -169,11 +188,18 @@ def read(
         batches: indices, one list a batch.
         workers: processes that decode; 0: this one. The result is the same.
         augment_key: in training, (seed, epoch): augmentation draws from a generator seeded by it and the sample.
+
+    Raises:
+        DataError: an image cannot be read, or does not match its batch mates.
     """
-    yield from DataLoader(
+    loader = DataLoader(
         _Reader(split, augment_key),
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,
         generator=torch.Generator(),  # else each epoch would draw from the global generator
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -277,11 +277,13 @@ class TestBadTrees:
         with pytest.raises(ValidationError, match="not both"):
             configs.Folder(root=str(tmp_path), classes=["a", "b"], class_names="x.json")
 
-    def test_a_bad_image_is_told_when_it_is_read(self, tmp_path):
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_bad_image_is_told_when_it_is_read(self, tmp_path, workers):
         data = folder(tree(tmp_path, {"train/a": 2, "train/b": 2}), val_share=0, test_share=0)
         (tmp_path / "train" / "b" / "001.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-        with pytest.raises(DataError, match=r"b.001\.png"):
-            list(read(data.split("train"), [[0, 1], [2, 3]]))
+        with pytest.raises(DataError, match=r"b.001\.png is not an image") as caught:
+            list(read(data.split("train"), [[0, 1], [2, 3]], workers=workers))
+        assert caught.value.hint == "replace or remove the file" and "Traceback" not in caught.value.message
 
 
 class TestAugmentation:
