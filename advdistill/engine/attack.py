@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advdistill.engine.losses import cross_entropy
 from advdistill.engine.types import Threat
 from advdistill.errors import RunError
 
@@ -35,6 +36,12 @@ class Noise:
         digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
         base = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
         self._keys = [_mix(samples.to(torch.int32) ^ _wrap(word)) for word in base]
+
+    def of(self, rows: Tensor) -> Noise:
+        """The draws of some samples of the batch, `rows` (n,) long."""
+        part = object.__new__(Noise)
+        part._keys = [key[rows] for key in self._keys]
+        return part
 
     def uniform(self, shape: tuple[int, ...], draw: int = 0, rows: Tensor | None = None) -> Tensor:
         """(len(rows), *shape) float32 in [0, 1); `draw` numbers independent draws, such as restarts."""
@@ -72,7 +79,7 @@ class Problem:
         labels: (B,) long.
 
     Args:
-        objective: see `Objective`; differentiable in its images.
+        objective: see `Objective`; differentiable in its images. None: the cross-entropy of `logits`.
         logits: `(images, rows) -> (len(rows), C)` of the attacked model.
         threat: the ball.
         watch: evaluation: keep the first image inside the ball that is misclassified, whoever asked about it, and
@@ -83,7 +90,7 @@ class Problem:
         self,
         images: Tensor,
         labels: Tensor,
-        objective: Objective,
+        objective: Objective | None,
         logits: Objective,
         threat: Threat,
         watch: bool = False,
@@ -104,6 +111,8 @@ class Problem:
 
     def objective(self, images: Tensor, rows: Tensor) -> Tensor:
         """(len(rows),) what to maximise."""
+        if self._objective is None:
+            return cross_entropy(self.predict(images, rows), self.labels[rows])
         return self._objective(images, rows)
 
     def predict(self, images: Tensor, rows: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,13 +100,14 @@ class Examples(Event):
     """Images to look at.
 
     Attributes:
-        clean, adversarial: (N, 3, H, W) in [0, 1]; the adversarial ones were made on the student.
-        labels: N class names. said: subject -> [(what it says of clean, of adversarial)] as (class name, probability).
+        clean: (N, 3, H, W) in [0, 1]. adversarial: subject -> (N, 3, H, W), each made on that subject itself.
+        labels: N class names. said: subject -> N pairs (what it says of clean, of its own adversarial), each as
+        (class name, probability).
         eps: the radius they were made with. norm: its norm.
     """
 
     clean: Tensor
-    adversarial: Tensor
+    adversarial: Mapping[str, Tensor]
     labels: tuple[str, ...]
     said: Mapping[str, list[tuple[tuple[str, float], tuple[str, float]]]]
     eps: float
@@ -147,3 +149,32 @@ class Reporter(ABC):
 
     def close(self) -> None:  # noqa: B027 - most reporters hold nothing open
         """Called once, however the run ended."""
+
+
+class Reporters:
+    """Announces events to reporters. One that fails is told off once and heard no more; the run goes on."""
+
+    def __init__(self, listeners: Sequence[Reporter]) -> None:
+        self._listeners = list(listeners)
+
+    def tell(self, event: Event) -> None:
+        """Announce `event` to every reporter."""
+        for listener in list(self._listeners):
+            try:
+                listener.handle(event)
+            except Exception as error:  # whatever a reporter does, the run must live
+                self._dismiss(listener, error)
+
+    def close(self) -> None:
+        """Close every reporter."""
+        for listener in list(self._listeners):
+            try:
+                listener.close()
+            except Exception as error:  # as above
+                self._dismiss(listener, error)
+
+    def _dismiss(self, listener: Reporter, error: Exception) -> None:
+        self._listeners.remove(listener)
+        text = f"reporter {type(listener).__name__} failed and is switched off: {type(error).__name__}: {error}"
+        print(f"warning: {text}", file=sys.stderr)
+        self.tell(Warned(text))

@@ -29,12 +29,16 @@ class VisionLanguageModel(nn.Module, ABC):
         deterministic: the same images give the same logits in eval mode.
         differentiable: gradients reach the pixels.
         image_size: the side in pixels that the tower works at; inputs of other sizes are resized inside.
+        templates: its own templates, which replace the data set's; empty: it takes those.
+        stored_results: its row of measured numbers, where its file brought one (`Results.to_json`).
     """
 
     batch_independent: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     image_size: int
+    templates: tuple[str, ...] = ()
+    stored_results: Mapping[str, Any] | None = None
 
     @classmethod
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from advdistill import DatasetSpec, hookimpl
 
@@ -16,3 +17,8 @@ def advdistill_datasets() -> Iterable[DatasetSpec]:
         summary="1,797 real handwritten digits that come with scikit-learn, 32x32",
         reference="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     )
+
+
+@hookimpl
+def advdistill_recipe_dirs() -> Iterable[Path]:
+    yield Path(__file__).parent / "recipes"

@@ -21,3 +21,6 @@ class Digits(Config):
 
     shots_seed: int = 1
     """Seed of the few-shot draw."""
+
+    shift: int = Field(0, ge=0, le=8)
+    """Training images are moved by up to this many pixels each way, their edges repeated; 0: not moved."""

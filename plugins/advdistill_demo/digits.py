@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from advdistill import ArraySplit, ClassSet, DataError, Dataset, Split, few_shot, partition
 from advdistill_demo import configs
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST, VAL = 400, 200
+
+
+class Shifted(ArraySplit):
+    """Images that are moved by up to `reach` pixels each way when they are trained on."""
+
+    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str], reach: int) -> None:
+        super().__init__(images, labels, ids)
+        self._reach = reach
+
+    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+        image = super().load(index)
+        if generator is None or not self._reach:
+            return image
+        padded = F.pad(image.unsqueeze(0), (self._reach,) * 4, mode="replicate")[0]
+        top, left = torch.randint(2 * self._reach + 1, (2,), generator=generator).tolist()
+        return padded[:, top : top + image.shape[1], left : left + image.shape[2]]
 
 
 class Digits(Dataset):
@@ -38,7 +56,9 @@ class Digits(Dataset):
             train = train[few_shot(labels[train], config.shots, random.Random(config.shots_seed), NAMES)]
         self._parts = {"train": train, "val": val, "test": test}
         self._splits = {
-            name: ArraySplit(images[part].contiguous(), labels[part], [f"digits/{index:04d}" for index in part])
+            name: Shifted(
+                images[part].contiguous(), labels[part], [f"digits/{index:04d}" for index in part], config.shift
+            )
             for name, part in self._parts.items()
         }
 

@@ -1,0 +1,161 @@
+"""From a resolved recipe to the parts of a run: data, models, attack, strategy, protocols."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advdistill.engine.attack import Attack
+from advdistill.engine.checkpoint import open_checkpoint
+from advdistill.engine.data import Dataset, Split
+from advdistill.engine.evaluate import Protocol, split_reader
+from advdistill.engine.model import VisionLanguageModel
+from advdistill.engine.step import Participant
+from advdistill.engine.strategy import Strategy
+from advdistill.engine.types import ClassSet, Threat
+from advdistill.errors import DataError, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
+    from advdistill.recipe.resolve import Block, Recipe
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` (the GPU if there is one), or what torch calls it. Raises UsageError where torch cannot use it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used here: {first}", "use cpu, cuda or auto") from error
+    return device
+
+
+def model(registry: Registry, block: Block, *, weights: bool = True) -> VisionLanguageModel:
+    """Build a teacher or student."""
+    built: VisionLanguageModel = registry.load(block.spec).from_config(block.config, weights=weights)
+    return built
+
+
+def component(registry: Registry, block: Block) -> Any:
+    """Build an attack, strategy, dataset or reporter."""
+    return registry.load(block.spec)(block.config)
+
+
+def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:
+    """The columns of the recipe's final table."""
+    built = []
+    for p in recipe.evaluate.protocols:
+        threat = p.threat or recipe.threat
+        built.append(
+            protocol(registry, p.name, p.attack, Threat(threat.norm, threat.eps), split=p.split, limit=p.limit)
+        )
+    return built
+
+
+def protocol(registry: Registry, name: str, attack: Block | None, threat: Threat, **where: Any) -> Protocol:
+    """One protocol; `where` is its split and limit. Without an attack it is clean accuracy."""
+    if attack is None:
+        return Protocol(name, **where)
+    settings = {**attack.tree(), "use": attack.qualified}
+    return Protocol(name, attack=component(registry, attack), threat=threat, settings=settings, **where)
+
+
+@dataclass
+class Parts:
+    """Everything that a run is made of.
+
+    Attributes:
+        splits: name -> Split. student, teachers: who takes part. attack: None where the recipe has none.
+    """
+
+    device: torch.device
+    dataset: Dataset
+    splits: Callable[[str], Split]
+    student: Participant
+    teachers: dict[str, Participant]
+    attack: Attack | None
+    strategy: Strategy
+    threat: Threat
+
+    @property
+    def learners(self) -> dict[str, Participant]:
+        """Who learns, by role."""
+        return {role: p for role, p in {"student": self.student, **self.teachers}.items() if p.learns}
+
+    @property
+    def classes(self) -> ClassSet:
+        """The names of the run and the data set's templates."""
+        return self.dataset.classes
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able facts about the data: every split's size and digest, and the data set's own under `record`."""
+        splits = {}
+        for name in ("train", "val", "test"):
+            with contextlib.suppress(DataError):  # not every data set has every split
+                split = self.splits(name)
+                splits[name] = {"samples": len(split), "digest": split.digest}
+        return {"splits": splits, "record": self.dataset.record()}
+
+    def undefended(self) -> Participant:
+        """What the student was before anything was learned."""
+        bare = self.student.model.undefended().to(self.device)
+        bare.templates = self.student.model.templates
+        return Participant(bare, self.classes)
+
+    def control(self, path: str, registry: Registry) -> Participant:
+        """The model of another run's checkpoint, on this run's classes.
+
+        Raises:
+            RecipeError: it tells other classes apart.
+        """
+        opened = open_checkpoint(path, registry)
+        if opened.classes.names != self.classes.names:
+            raise RecipeError(f"evaluate.controls: {path} tells other classes apart than this run's data")
+        opened.model.stored_results = opened.own_results
+        return Participant(opened.model.to(self.device), self.classes)
+
+
+def parts(recipe: Recipe, registry: Registry) -> Parts:
+    """Build everything that `recipe` names.
+
+    Raises:
+        RecipeError: nothing would learn.
+        DataError, PluginError, UsageError: as the parts do.
+    """
+    device = device_of(recipe.train.device)
+    dataset: Dataset = component(registry, recipe.data)
+    bf16 = recipe.train.precision == "bf16"
+
+    def join(block: Block, learns: bool) -> Participant:
+        return Participant(model(registry, block).to(device), dataset.classes, learns=learns, bf16=bf16)
+
+    student = join(recipe.student, learns=True)
+    teachers = {role: join(block, learns=block.train) for role, block in recipe.teachers.items()}
+    for role, participant in {"student": student, **teachers}.items():
+        if participant.learns and not participant.trainable:
+            raise RecipeError(f"{role}: nothing in it learns", "a student needs prompts, adapters or a tuned tower")
+    return Parts(
+        device,
+        dataset,
+        split_reader(dataset),
+        student,
+        teachers,
+        component(registry, recipe.attack) if recipe.attack else None,
+        component(registry, recipe.strategy).to(device),
+        Threat(recipe.threat.norm, recipe.threat.eps),
+    )
+
+
+def count(participants: Mapping[str, Participant]) -> dict[str, tuple[int, int]]:
+    """Role -> (parameters that learn, parameters in all)."""
+    return {
+        role: (sum(t.numel() for t in p.trainable.values()), sum(t.numel() for t in p.model.parameters()))
+        for role, p in participants.items()
+    }

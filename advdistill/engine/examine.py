@@ -1,0 +1,112 @@
+"""What is measured around and during a run: controls and teachers before it, probes in it, the student after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advdistill.engine import build
+from advdistill.engine.build import Parts
+from advdistill.engine.evaluate import Protocol, Results, evaluate, examples
+from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
+from advdistill.engine.step import Participant
+from advdistill.engine.types import Clock
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
+    from advdistill.recipe.resolve import Recipe
+
+SHOWN = 8
+
+
+class Examiner:
+    """Takes the models of a run through the recipe's protocols and tells the reporters."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, parts: Parts, tell: Callable[[Event], None]) -> None:
+        self._recipe, self._registry, self._parts, self._tell = recipe, registry, parts, tell
+        self.protocols = build.protocols(registry, recipe)
+        probe = recipe.evaluate.probe
+        where: dict[str, Any] = {"split": probe.split, "limit": probe.limit}
+        self._probes = [Protocol("clean", **where)]
+        if probe.attack:
+            self._probes.append(build.protocol(registry, "robust", probe.attack, parts.threat, **where))
+
+    def before(self) -> list[Results]:
+        """The undefended model, the controls, and the teachers that do not learn, each as the recipe wants."""
+        wanted, parts = self._recipe.evaluate, self._parts
+        subjects: dict[str, Callable[[], Participant]] = {}
+        if wanted.undefended:
+            subjects["undefended"] = parts.undefended
+        for name, path in wanted.controls.items():
+            subjects[name] = partial(parts.control, path, self._registry)
+        if wanted.teachers:
+            frozen = {role: teacher for role, teacher in parts.teachers.items() if not teacher.learns}
+            subjects |= {f"{role} teacher": partial(_same, teacher) for role, teacher in frozen.items()}
+        return [self._measure("before", subject, build_it()) for subject, build_it in subjects.items()]
+
+    def after(self) -> list[Results]:
+        """The student and the teachers that learned."""
+        learned = {f"{r} teacher": p for r, p in self._parts.teachers.items() if p.learns}
+        return [self._measure("after", name, p) for name, p in {"student": self._parts.student, **learned}.items()]
+
+    def student(self, name: str) -> Results:
+        """The student as it is now, under that name."""
+        return self._measure("after", name, self._parts.student)
+
+    def probe(self, clock: Clock) -> float:
+        """Clean and robust accuracy on a few samples. Returns the number that `evaluate.select` asks for; -1: none."""
+        counts = self._evaluate("probe", self._parts.student, self._probes).counts
+        clean, robust = counts["clean"], counts.get("robust")
+        self._tell(Probed(clock, clean, robust))
+        strong = robust.share if robust else clean.share
+        if self._recipe.evaluate.select == "harmonic":
+            return 2 * clean.share * strong / max(clean.share + strong, 1e-12)
+        return {"none": -1.0, "clean": clean.share, "robust": strong}[self._recipe.evaluate.select]
+
+    def show(self) -> None:
+        """A few samples with what the undefended model and the student say of them, each attacked itself."""
+        robust = next((p for p in self.protocols if p.attack), None)
+        if robust is None or robust.threat is None:
+            return
+        parts = self._parts
+        split, names = parts.splits(robust.split), parts.classes.names
+        said, found = {}, {}
+        for subject, participant in {"undefended": parts.undefended(), "student": parts.student}.items():
+            batch, adversarial = examples(participant, split, robust, SHOWN, self._recipe.seed)
+            found[subject] = adversarial.cpu()
+            with participant.under_attack(), torch.no_grad():
+                clean, attacked = (
+                    participant.logits(images).softmax(1).max(1) for images in (batch.images, adversarial)
+                )
+            said[subject] = [
+                ((names[int(clean.indices[i])], clean.values[i].item()),
+                 (names[int(attacked.indices[i])], attacked.values[i].item()))
+                for i in range(len(batch))
+            ]  # fmt: skip
+        labels = tuple(names[label] for label in batch.labels.tolist())
+        self._tell(Examples(batch.images.cpu(), found, labels, said, robust.threat.eps, robust.threat.norm))
+
+    def _measure(self, moment: str, subject: str, participant: Participant) -> Results:
+        results = self._evaluate(subject, participant, self.protocols)
+        self._tell(Measured(moment, results))
+        return results
+
+    def _evaluate(self, subject: str, participant: Participant, protocols: list[Protocol]) -> Results:
+        return evaluate(
+            subject,
+            participant,
+            self._parts.splits,
+            protocols,
+            seed=self._recipe.seed,
+            batch_size=self._recipe.evaluate.batch_size,
+            workers=self._recipe.train.workers,
+            progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
+            stored=participant.model.stored_results,
+        )
+
+
+def _same(participant: Participant) -> Participant:
+    return participant

@@ -1,0 +1,290 @@
+"""The loop. Everything else in this room serves it.
+
+    build the parts of the recipe; take up the resume point if there is one
+    measure the undefended model, the controls and the teachers
+    for each step:
+        set the learning rates
+        for each phase of the strategy:
+            for each portion of the batch: losses = phase(portion); backward
+            settle the class features; clip; optimizer step
+        strategy.updated(means over the batch)
+        tell the reporters; probe and save when due; stop politely when asked to
+    measure the student; write checkpoint, examples, results
+
+A resume point holds all that the next step depends on, and data order and noise are functions of seed, epoch and
+sample, so that a killed and resumed run takes the very steps of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advdistill.engine import build, checkpoint, optim, resume
+from advdistill.engine.attack import Noise
+from advdistill.engine.data import Batch, epoch_order, read, steps_per_epoch
+from advdistill.engine.evaluate import Results, to_device
+from advdistill.engine.events import (
+    Event,
+    Reporters,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    Saved,
+    StepDone,
+    Warned,
+)
+from advdistill.engine.examine import Examiner
+from advdistill.engine.folder import RunFolder
+from advdistill.engine.step import Step
+from advdistill.engine.strategy import Losses
+from advdistill.engine.types import Clock
+from advdistill.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
+    from advdistill.recipe.resolve import Recipe
+
+
+class Interrupted(UserError):
+    """The run was asked to stop and has saved where it stands."""
+
+    exit_code = 130
+
+
+def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite: bool = False) -> list[Results]:
+    """Run a recipe to its end.
+
+    Args:
+        resume: go on from the folder's resume point (from the beginning where there is none yet).
+        overwrite: begin anew in a folder that holds another run.
+
+    Returns:
+        The rows of the final table.
+
+    Raises:
+        RunError: non-finite loss, folder taken, disk full.
+        Interrupted: after SIGINT or SIGTERM.
+        DataError, PluginError, UsageError: from the parts.
+    """
+    with RunFolder(recipe, resume=resume, overwrite=overwrite) as folder:
+        reporters = Reporters([build.component(registry, block) for block in recipe.report])
+        try:
+            return Run(recipe, registry, folder, reporters.tell).go()
+        finally:
+            reporters.close()
+
+
+class Run:
+    """One recipe under way."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, folder: RunFolder, tell: Callable[[Event], None]) -> None:
+        self.recipe, self.folder, self.tell = recipe, folder, tell
+        torch.manual_seed(recipe.seed)
+        self.parts = build.parts(recipe, registry)
+        self.examiner = Examiner(recipe, registry, self.parts, tell)
+        self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
+        self.split = self.parts.splits("train")
+        self.per_epoch = steps_per_epoch(len(self.split), recipe.train.batch_size)
+        self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
+        self.step, self.best = 0, -1.0
+        if folder.resuming and folder.resume_point.exists():
+            self.step, self.best = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
+
+    def go(self) -> list[Results]:
+        """All of it; see the head of this module."""
+        started = time.monotonic()
+        self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
+        for message in self.recipe.warnings:
+            self.tell(Warned(message))
+        before = self.examiner.before()
+        with _asked_to_stop() as asked:
+            self._learn(asked)
+        rows = self._conclude(before)
+        self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
+        return rows
+
+    @property
+    def clock(self) -> Clock:
+        """Steps done so far."""
+        return Clock(self.step, self.steps, self.step // self.per_epoch)
+
+    def _learn(self, asked: Callable[[], bool]) -> None:
+        probe_every, save_every = self.recipe.evaluate.every, self.recipe.save.every
+        began, first = time.monotonic(), self.step
+        if probe_every and self.step == 0:
+            self._probe()
+        for batch in self._batches():
+            self.parts.student.model.train()
+            rates = optim.set_rates(self.optimizer, self.recipe.optim.schedule, self.step, self.steps)
+            means: dict[str, float] = {}
+            for phase in self.parts.strategy.phases:
+                means |= self._update(phase, batch)
+            self.step += 1
+            self.parts.strategy.updated(means, self.clock)
+            pace = (time.monotonic() - began) / (self.step - first)
+            self.tell(StepDone(self.clock, means, rates, len(batch) / pace, pace * (self.steps - self.step)))
+            if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
+                self._probe()
+            stopping = asked() and self.step < self.steps
+            if stopping or self.step == self.steps or (save_every and self.step % save_every == 0):
+                self._save()
+            if stopping:
+                self._stop()
+
+    def _update(self, phase: Callable[[Step], Losses], batch: Batch) -> dict[str, float]:
+        """One optimizer step. Returns the means over the batch of every term and reported scalar."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: Counter[str] = Counter()
+        portion = -(-len(batch) // self.recipe.train.accumulate)
+        for start in range(0, len(batch), portion):
+            losses = phase(self._see(batch[start : start + portion]))
+            sums.update({name: value.item() for name, value in losses.sums().items()})
+            self._check(sums)
+            (losses.total().sum() / len(batch)).backward()
+        for learner in self.parts.learners.values():
+            learner.settle()
+        reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(reached, self.recipe.optim.clip_norm or math.inf)
+        self._check({"gradient norm": norm.item()})
+        self.optimizer.step()
+        return {name: value / len(batch) for name, value in sums.items()}
+
+    def _see(self, batch: Batch) -> Step:
+        parts = self.parts
+        return Step(
+            batch,
+            self.clock,
+            student=parts.student,
+            teachers=parts.teachers,
+            attack=parts.attack,
+            threat=parts.threat,
+            noise=Noise(self.recipe.seed, "train", self.clock.epoch, batch.samples),
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        """From where the run stands to its last step."""
+        train, seed = self.recipe.train, self.recipe.seed
+        while self.step < self.steps:
+            epoch = self.clock.epoch
+            order = epoch_order(len(self.split), train.batch_size, seed, epoch)
+            left = order[self.step % self.per_epoch :][: self.steps - self.step]
+            for batch in read(self.split, left, workers=train.workers, augment_key=(seed, "augment", epoch)):
+                yield to_device(batch, self.parts.device)
+
+    def _probe(self) -> None:
+        score = self.examiner.probe(self.clock)
+        if score > self.best:
+            self.best = score
+            self._write("best.safetensors")
+
+    def _conclude(self, before: list[Results]) -> list[Results]:
+        """Measure what was learned and write it down. Rows: undefended, controls, student, teachers."""
+        self._round()
+        after = self.examiner.after()
+        if self.recipe.evaluate.select != "none":
+            after.insert(1, self._measure_best())
+        rows = sorted([*before, *after], key=lambda row: row.subject.endswith(" teacher"))
+        self._write("last.safetensors", rows)
+        self.examiner.show()
+        self.folder.finish(rows)
+        return rows
+
+    def _measure_best(self) -> Results:
+        """The student as the probe liked it best; the last one is put back afterwards."""
+        student = self.parts.student
+        last = {name: tensor.clone() for name, tensor in student.model.learned().items()}
+        facts, tensors = checkpoint.read(self.folder.path / "best.safetensors")
+        student.load(checkpoint.of_student(tensors))
+        row = self.examiner.student("student, best probe")
+        stored = [Results("student", row.counts, row.statements).to_json()]
+        checkpoint.write(self.folder.path / "best.safetensors", tensors, {**facts, "results": stored})
+        student.load(last)
+        return row
+
+    def _round(self) -> None:
+        """What is measured is what the file will hold."""
+        if self.recipe.save.dtype == "fp16":
+            with torch.no_grad():
+                for tensor in checkpoint.learned(self.parts.student, self.parts.teachers).values():
+                    if tensor.is_floating_point():
+                        tensor.copy_(tensor.half().to(tensor.dtype))
+            for learner in self.parts.learners.values():
+                learner.renew()
+
+    def _check(self, values: Mapping[str, float]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        for learner in self.parts.learners.values():
+            learner.discard()
+        self._save()
+        self.tell(RunStopped(self.clock, f"not finite: {', '.join(bad)}", None))
+        raise RunError(
+            f"not finite at step {self.step + 1}: {', '.join(bad)}",
+            f"the weights after step {self.step} are in {self.folder.path}; lower optim.lr or set optim.clip_norm",
+        )
+
+    def _stop(self) -> None:
+        command = f"advdistill train --resume {self.folder.path}"
+        self.tell(RunStopped(self.clock, "asked to stop", command))
+        raise Interrupted(f"stopped after step {self.step} of {self.steps}; all is saved", f"go on with: {command}")
+
+    def _save(self) -> None:
+        """The checkpoint, then the resume point; a kill between the two costs nothing."""
+        self._write("last.safetensors")
+        point = self.folder.resume_point
+        resume.save(point, self.parts, self.optimizer, dict(self.recipe.tree), self.step, self.best)
+        self.tell(Saved(point, self.clock))
+
+    def _write(self, name: str, rows: list[Results] | None = None) -> None:
+        parts = self.parts
+        facts = checkpoint.facts(self.recipe, parts.student, parts.record(), self.clock)
+        tensors = checkpoint.learned(parts.student, parts.teachers)
+        path = self.folder.path / name
+        stored = [row.to_json() for row in rows or []]
+        checkpoint.write(path, checkpoint.stored_as(tensors, self.recipe.save.dtype), {**facts, "results": stored})
+        self.tell(Saved(path, self.clock))
+
+    def _plan(self) -> dict[str, Any]:
+        train, threat = self.recipe.train, self.parts.threat
+        sizes = build.count({"student": self.parts.student, **self.parts.teachers})
+        learn = [f"{role} {learns:,} of {total:,} parameters" for role, (learns, total) in sizes.items() if learns]
+        batch = min(train.batch_size, len(self.split))
+        return {
+            "method": self.recipe.strategy.use,
+            "data": f"{self.recipe.data.use}, {len(self.split):,} training images, {len(self.parts.classes)} classes",
+            "learns": ", ".join(learn),
+            "threat": f"{threat.norm}, eps {threat.eps * 255:g}/255",
+            "budget": f"{self.steps:,} steps of {batch} images, {train.precision} on {self.parts.device}",
+        }
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask; the step in hand is finished first. A second one is obeyed at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # outside the main thread nobody can ask
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

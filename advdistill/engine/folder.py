@@ -1,0 +1,90 @@
+"""A run's folder: one run at a time, never overwritten silently, its recipe beside its results."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from advdistill.engine.checkpoint import write_bytes
+from advdistill.errors import RunError
+from advdistill.recipe.dump import to_yaml
+
+if TYPE_CHECKING:
+    from advdistill.engine.evaluate import Results
+    from advdistill.recipe.resolve import Recipe
+
+_OURS = ("last.safetensors", "best.safetensors", "resume.safetensors", "results.json", "recipe.yaml", "metrics.jsonl")
+
+
+class RunFolder:
+    """The folder `save.dir` of a recipe, locked while it is entered.
+
+    Attributes:
+        path: the folder. resuming: what is in it is to be continued.
+
+    Args:
+        recipe: whose run it is.
+        resume: it holds that run's beginning.
+        overwrite: a run that is in it may go.
+
+    Raises:
+        RunError: another process is running in it, it holds a run already, or it cannot be written.
+    """
+
+    def __init__(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        self.path = Path(recipe.save.dir)
+        self.resuming = resume
+        self._recipe, self._overwrite = recipe, overwrite
+        self._lock: IO[str] | None = None
+
+    @property
+    def resume_point(self) -> Path:
+        """Where the state to go on from lies."""
+        return self.path / "resume.safetensors"
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path}: {error.strerror}", "choose another save.dir=…") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise RunError(
+                f"another run is writing to {self.path}", "wait for it, or choose another save.dir=…"
+            ) from error
+        try:
+            if not self.resuming:
+                self._claim()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
+
+    def _claim(self) -> None:
+        held = [name for name in _OURS if (self.path / name).exists()]
+        if held and not self._overwrite:
+            finished = "results.json" in held
+            raise RunError(
+                f"{self.path} holds {'a finished run' if finished else 'a run that is not finished'}",
+                "choose another save.dir=…, or --overwrite it"
+                + ("" if finished else f", or go on with: advdistill train --resume {self.path}"),
+            )
+        for name in held:
+            (self.path / name).unlink()
+        text = to_yaml(self._recipe.tree)
+        write_bytes(self.path / "recipe.yaml", text.encode())
+
+    def finish(self, rows: Sequence[Results]) -> None:
+        """Write `results.json`; the run is finished once it stands."""
+        text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n"
+        write_bytes(self.path / "results.json", text.encode())

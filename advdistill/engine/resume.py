@@ -1,0 +1,64 @@
+"""Resume points: everything that the next optimizer step depends on, in one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advdistill.engine import checkpoint
+from advdistill.engine.build import Parts
+from advdistill.errors import DataError
+
+
+def save(
+    path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any], step: int, best: float
+) -> None:
+    """Write a resume point: learned tensors, optimizer moments, strategy buffers, generators, the clock."""
+    tensors: dict[str, Tensor] = {
+        **{f"learned.{name}": t for name, t in checkpoint.learned(parts.student, parts.teachers).items()},
+        **{f"strategy.{name}": t for name, t in parts.strategy.state_dict().items()},
+        "rng.cpu": torch.get_rng_state(),
+    }
+    if parts.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(parts.device)
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    facts = {"format": checkpoint.FORMAT, "recipe": tree, "step": step, "best": best}
+    checkpoint.write(path, tensors, facts)
+
+
+def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> tuple[int, float]:
+    """Put everything back as `save` found it.
+
+    Returns:
+        step, best.
+
+    Raises:
+        DataError: the file is damaged, or belongs to another recipe or to other parts.
+    """
+    facts, tensors = checkpoint.read(path)
+    if facts["recipe"] != tree:
+        raise DataError(f"{path} belongs to another recipe than the run's", "resume it with the recipe.yaml beside it")
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    live, stored = checkpoint.learned(parts.student, parts.teachers), under("learned.")
+    if live.keys() != stored.keys():
+        raise DataError(f"{path} holds other tensors than the run learns", "was a plugin changed since?")
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(stored[name])
+    parts.strategy.load_state_dict(under("strategy."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in under("optimizer.").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and parts.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"], parts.device)
+    return facts["step"], facts["best"]

@@ -1,0 +1,285 @@
+"""The verbs of a strategy: `s.images`, `s.student(x)`, `s.teacher("clean")(x)`, `s.attack(objective)`.
+
+What a verb promises. Nothing is computed before somebody looks at it. Class features are encoded once per optimizer
+step, with a graph where they learn, and are constants to the attack. Gradients flow only where somebody learns, or
+where the pixels ask for them. The same question about the batch, or about what an attack returned, is answered once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advdistill.engine.attack import Attack, Noise, Objective, Problem
+from advdistill.engine.data import Batch
+from advdistill.engine.model import Factored, VisionLanguageModel
+from advdistill.engine.types import ClassSet, Clock, Threat
+from advdistill.errors import UsageError
+
+
+class Participant:
+    """A model that takes part in a run: its classes tokenised, its class features kept while they are valid.
+
+    Args:
+        model: on its device.
+        classes: the run's; templates of the model's own replace the data set's.
+        learns: its `learned()` parameters are trained; nothing else ever gets a gradient.
+        bf16: run the towers under bfloat16 autocast. Pixels and logits stay float32.
+    """
+
+    def __init__(
+        self, model: VisionLanguageModel, classes: ClassSet, *, learns: bool = False, bf16: bool = False
+    ) -> None:
+        self.model, self.learns, self._bf16 = model, learns, bf16
+        self.classes = ClassSet(classes.names, model.templates or classes.templates)
+        self.prepared = model.prepare(self.classes)
+        learned = model.learned()
+        self.trainable = {n: t for n, t in learned.items() if isinstance(t, nn.Parameter)} if learns else {}
+        model.requires_grad_(False)
+        for parameter in self.trainable.values():
+            parameter.requires_grad_()
+        model.eval()
+        self._encoded: Tensor | None = None
+        self._handed: Tensor | None = None
+
+    @property
+    def _classifier_learns(self) -> bool:
+        return self.learns and isinstance(self.model, Factored) and self.model.classifier_learns
+
+    def classifier(self) -> Tensor:
+        """(C, D) class features. Where they learn, this is a leaf that collects gradients until `settle`."""
+        if not isinstance(self.model, Factored):
+            raise UsageError(f"{type(self.model).__name__} has no class features apart from its images")
+        if self._handed is None:
+            with self._thawed(), torch.set_grad_enabled(self._classifier_learns), self._autocast():
+                self._encoded = self.model.classifier(self.prepared)
+            self._handed = self._encoded.detach().requires_grad_(self._classifier_learns)
+        return self._handed
+
+    def settle(self) -> None:
+        """Carry what the class features' leaf collected into the parameters: one text backward an optimizer step."""
+        if self._encoded is not None and self._handed is not None and self._handed.grad is not None:
+            self._encoded.backward(self._handed.grad)
+        self.renew()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the model other learned values."""
+        self.model.load_learned(tensors)
+        self._encoded = self._handed = None
+
+    def discard(self) -> None:
+        """Drop gradients that must not be used."""
+        for parameter in self.trainable.values():
+            parameter.grad = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget class features that an optimizer step has made old."""
+        if self._classifier_learns:
+            self._encoded = self._handed = None
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, D) image features, not normalised."""
+        if not isinstance(self.model, Factored):
+            raise UsageError(f"{type(self.model).__name__} has no image features apart from its classes")
+        with self._autocast():
+            return self.model.features(images).float()
+
+    def logits(self, images: Tensor, features: Callable[[], Tensor] | None = None, constant: bool = False) -> Tensor:
+        """(B, C) float32 logits.
+
+        Args:
+            images: (B, 3, H, W).
+            features: gives this model's features of `images` where somebody has them already.
+            constant: class features get no gradient.
+        """
+        if not isinstance(self.model, Factored):
+            with self._autocast():
+                return self.model.predict(images, self.prepared).float()
+        classifier = self.classifier()
+        return self.model.logits(
+            features() if features else self.features(images), classifier.detach() if constant else classifier
+        )
+
+    @contextlib.contextmanager
+    def under_attack(self) -> Iterator[None]:
+        """Attack mode, and no parameter asks for gradients: the graph holds what pixels need and nothing else."""
+        with self.model.attacked():
+            self._ask(False)
+            try:
+                yield
+            finally:
+                self._ask(True)
+
+    @contextlib.contextmanager
+    def _thawed(self) -> Iterator[None]:
+        # Class features are often first asked for inside an attack; their graph must reach the parameters all the same.
+        before = next((p.requires_grad for p in self.trainable.values()), True)
+        self._ask(True)
+        try:
+            yield
+        finally:
+            self._ask(before)
+
+    def _ask(self, wanted: bool) -> None:
+        for parameter in self.trainable.values():
+            parameter.requires_grad_(wanted)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
+
+class Output:
+    """What a model says of some images, computed when it is looked at."""
+
+    def __init__(self, participant: Participant, images: Tensor, *, grad: bool, attacking: bool) -> None:
+        self._participant, self._images, self._grad, self._attacking = participant, images, grad, attacking
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(B, D) image features, not normalised; builds no classifier."""
+        with torch.set_grad_enabled(self._grad):
+            return self._participant.features(self._images)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, C) at the model's own scale."""
+        with torch.set_grad_enabled(self._grad):
+            return self._participant.logits(self._images, lambda: self.features, constant=self._attacking)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """(B, C)."""
+        return F.log_softmax(self.logits, dim=-1)
+
+    @property
+    def probs(self) -> Tensor:
+        """(B, C)."""
+        return F.softmax(self.logits, dim=-1)
+
+    def confidence(self, labels: Tensor) -> Tensor:
+        """(B,) probability of the label, in [0, 1]."""
+        return self.probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    def cosine(self, labels: Tensor) -> Tensor:
+        """(B,) cosine of image and label's class feature, in [-1, 1]."""
+        classifier = self._participant.classifier()
+        rows = (classifier.detach() if self._attacking else classifier)[labels]
+        return (F.normalize(self.features, dim=-1) * rows).sum(-1)
+
+    def detach(self) -> Output:
+        """The same without gradients."""
+        return _Mapped(self, torch.Tensor.detach)
+
+    def __getitem__(self, rows: Tensor) -> Output:
+        """Those of some samples, `rows` (n,) long."""
+        return _Mapped(self, lambda tensor: tensor[rows])
+
+
+class _Mapped(Output):
+    def __init__(self, source: Output, change: Callable[[Tensor], Tensor]) -> None:
+        self._source, self._change = source, change
+
+    @cached_property
+    def features(self) -> Tensor:
+        return self._change(self._source.features)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._change(self._source.logits)
+
+    def cosine(self, labels: Tensor) -> Tensor:
+        raise UsageError("ask the output itself for cosines, then detach or select")
+
+
+class Step:
+    """One batch on its way through a strategy.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1]. labels: (B,) long. clock: where the run stands.
+
+    Args:
+        student, teachers: who takes part, by role.
+        attack: the recipe's; None where the strategy does not attack.
+        threat: the recipe's ball.
+        noise: draws for this batch's samples.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        clock: Clock,
+        *,
+        student: Participant,
+        teachers: Mapping[str, Participant],
+        attack: Attack | None,
+        threat: Threat,
+        noise: Noise,
+    ) -> None:
+        self.images, self.labels, self.clock = batch.images, batch.labels, clock
+        self._student, self._teachers = student, teachers
+        self._attack, self._threat, self._noise = attack, threat, noise
+        self._attacking = False
+        self._known: list[Tensor] = [self.images]
+        self._said: dict[tuple[int, int, bool], Output] = {}
+
+    def student(self, images: Tensor) -> Output:
+        """What the student says of (n, 3, H, W) images."""
+        return self._ask(self._student, images)
+
+    def teacher(self, role: str) -> Callable[[Tensor], Output]:
+        """`s.teacher(role)(images)`: what that teacher says."""
+        return partial(self._ask, self._teachers[role])
+
+    def learns(self, role: str) -> bool:
+        """Whether the teacher in that role learns in this run."""
+        return self._teachers[role].learns
+
+    def attack(self, objective: Objective, rows: Tensor | None = None) -> Tensor:
+        """Images in the ball around the batch's that raise `objective`; (B, 3, H, W), no graph.
+
+        Args:
+            objective: `(images, rows) -> (len(rows),)`, where `rows` says which samples of the batch the images
+                stand for. Everybody is in attack mode; only pixels get gradients.
+            rows: (n,) long; attack these samples only and leave the others as they are.
+        """
+        if self._attack is None:
+            raise UsageError("this strategy attacks, but the recipe has no attack")
+        chosen = torch.arange(len(self.images), device=self.images.device) if rows is None else rows
+        problem = Problem(
+            self.images[chosen],
+            self.labels[chosen],
+            lambda images, some: objective(images, chosen[some]),
+            lambda images, some: self.student(images).logits,
+            self._threat,
+        )
+        noise = self._noise if rows is None else self._noise.of(rows)
+        self._attacking = True
+        try:
+            with contextlib.ExitStack() as stack:
+                for participant in (self._student, *self._teachers.values()):
+                    stack.enter_context(participant.under_attack())
+                found = self._attack(problem, self._threat, noise)
+        finally:
+            self._attacking = False
+            # Constants of the objective were computed in attack mode; they are not the loss's.
+            self._said = {key: output for key, output in self._said.items() if not key[2]}
+        images = self.images.index_copy(0, chosen, found)
+        self._known.append(images)
+        return images
+
+    def _ask(self, participant: Participant, images: Tensor) -> Output:
+        attacking = self._attacking and participant.learns
+        grad = images.requires_grad or (participant.learns and not self._attacking)
+        output = partial(Output, participant, images, grad=grad, attacking=self._attacking)
+        if not any(images is known for known in self._known):
+            return output()
+        key = (id(participant), id(images), attacking)
+        if key not in self._said:
+            self._said[key] = output()
+        return self._said[key]
