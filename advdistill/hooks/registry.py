@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,19 @@ class Registry:
                     found.setdefault(offer.name, []).append((offer, plugin))
         return {name: owners[0] for name, owners in found.items() if len(owners) == 1}
 
+    def conflicts(self) -> list[str]:
+        """One line for each name that several working plugins offer."""
+        owners: dict[tuple[str, str], list[str]] = {}
+        for plugin in self.plugins:
+            for offer in plugin.offers if not plugin.error else ():
+                if isinstance(offer, (Spec, CommandSpec)):
+                    owners.setdefault((offer.kind, offer.name), []).append(plugin.label)
+        return [
+            f"{kind} {name!r} is offered by {' and by '.join(labels)}"
+            for (kind, name), labels in owners.items()
+            if len(labels) > 1
+        ]
+
     def _working(self, entry: Entry) -> Entry:
         if entry.plugin.error:
             raise PluginError(
@@ -216,17 +229,3 @@ def _verify(loaded: Any, spec: Spec, what: str) -> None:
 def default_registry() -> Registry:
     """Everything that is installed, loaded once per process."""
     return Registry(installed())
-
-
-def iter_problems(registry: Registry) -> Iterator[str]:
-    """One line for each broken plugin and each name with several owners, for `plugins list`."""
-    for plugin in registry.broken:
-        yield f"{plugin.label}: {plugin.cause}"
-    owners: dict[tuple[str, str], list[str]] = {}
-    for plugin in registry.plugins:
-        for offer in plugin.offers if not plugin.error else ():
-            if isinstance(offer, (Spec, CommandSpec)):
-                owners.setdefault((offer.kind, offer.name), []).append(plugin.label)
-    for (kind, name), labels in owners.items():
-        if len(labels) > 1:
-            yield f"{kind} {name!r} is offered by {' and by '.join(labels)}"

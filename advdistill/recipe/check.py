@@ -261,9 +261,10 @@ class Check:
             self.fail((*path, "use"), message, hint=f"Attacks that do: {', '.join(able)}." if able else "")
         block = self.blocks.get(path)
         steps, step = (getattr(block.config, name, None) for name in ("steps", "step")) if block else (None, None)
-        if not isinstance(steps, int) or not isinstance(step, float) or threat.norm == "l0" or threat.eps > 1:
+        if not isinstance(steps, int) or not isinstance(step, float) or threat.norm == "l0":
             return
-        if steps * step < threat.eps and not getattr(block and block.config, "random_start", False):
+        # A step of 0 leaves the choice to the attack.
+        if 0 < steps * step < threat.eps and not getattr(block and block.config, "random_start", False):
             reach = f"{steps} steps of {format_distance(step)}"
             self.warnings.append(f"{dotted(path)}: {reach} cannot reach eps {format_distance(threat.eps)}")
 

@@ -204,6 +204,7 @@ def _evaluate(model: RecipeModel, blocks: Mapping[KeyPath, Block]) -> ResolvedEv
             for index, protocol in enumerate(given.protocols)
         ),
         undefended=given.undefended,
+        teachers=given.teachers,
         controls=given.controls,
     )
 

@@ -72,6 +72,7 @@ class ResolvedEvaluate:
     select: str
     protocols: tuple[ResolvedProtocol, ...]
     undefended: bool
+    teachers: bool
     controls: Mapping[str, str]
 
 

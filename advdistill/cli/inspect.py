@@ -1,0 +1,92 @@
+"""`advdistill inspect`: what a checkpoint says of itself, read with the standard library."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advdistill.cli.options import Json
+from advdistill.cli.output import print_columns, print_json
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (.safetensors) of advdistill.")],
+    json: Json = False,
+) -> None:
+    """See what a checkpoint says of itself: recipe, base model, classes, results. Loads neither weights nor torch.
+
+    Examples:
+    advdistill inspect runs/quickstart/last.safetensors
+    advdistill inspect runs/quickstart/last.safetensors --json
+    """
+    from advdistill.recipe.header import read_header
+
+    facts, tensors = read_header(checkpoint)
+    totals = {
+        "count": len(tensors),
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
+        "bytes": sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors.values()),
+    }
+    if json:
+        shapes = {name: {"dtype": t["dtype"], "shape": t["shape"]} for name, t in tensors.items()}
+        print_json({"path": str(checkpoint), "facts": facts, "tensors": {**totals, "names": shapes}})
+        return
+    for key, value in _lines(facts):
+        typer.echo(f"{key:<12} {value}")
+    typer.echo(
+        f"{'tensors':<12} {totals['count']:,} with {totals['parameters']:,} values, {totals['bytes'] / 2**20:.2f} MiB"
+    )
+    rows = list(_results(facts.get("results") or []))
+    if rows:
+        typer.echo()
+        print_columns(
+            ("RESULTS", *rows[0]["protocols"]), [(row["subject"], *row["protocols"].values()) for row in rows]
+        )
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts worth a line each; what a file lacks is left out."""
+    recipe, base, threat = facts.get("recipe", {}), facts.get("base", {}), facts.get("threat", {})
+    classes = facts.get("classes", [])
+    shown = [
+        ("recipe", recipe.get("name")),
+        ("student", recipe.get("student", {}).get("use")),
+        ("strategy", recipe.get("strategy", {}).get("use")),
+        ("teachers", ", ".join(f"{role}: {block['use']}" for role, block in recipe.get("teachers", {}).items())),
+        ("base", " ".join(f"{base[key]}" for key in ("model", "weights") if base.get(key))),
+        ("fingerprint", base.get("fingerprint")),
+        ("activation", facts.get("activation")),
+        (
+            "classes",
+            f"{len(classes):,}: {', '.join(classes[:6])}{', …' if len(classes) > 6 else ''}" if classes else "",
+        ),
+        ("templates", ", ".join(facts.get("templates", [])[:3])),
+        ("threat", f"{threat['norm']} {recipe.get('threat', {}).get('eps', threat['eps'])}" if threat else ""),
+        ("clock", ", ".join(f"{key} {value}" for key, value in facts.get("clock", {}).items())),
+        ("versions", ", ".join(f"{key} {value}" for key, value in facts.get("versions", {}).items())),
+        ("plugins", ", ".join(dict.fromkeys(_owner(record) for record in facts.get("plugins", [])))),
+        ("format", facts.get("format")),
+    ]
+    return [(key, str(value)) for key, value in shown if value]
+
+
+def _owner(record: dict[str, Any]) -> str:
+    return f"{record['dist']} {record['version']}" if record.get("dist") else f"{record.get('file')}"
+
+
+def _results(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each subject with its accuracy by protocol, as text."""
+    names = list(dict.fromkeys(name for row in rows for name in row["protocols"]))
+    return [
+        {
+            "subject": row["subject"],
+            "protocols": {
+                name: f"{100 * row['protocols'][name]['accuracy']:.1f} %" if name in row["protocols"] else "-"
+                for name in names
+            },
+        }
+        for row in rows
+    ]

@@ -1,0 +1,57 @@
+"""Options and arguments that several commands share, and the completion of names in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advdistill.hooks.registry import Registry, default_registry
+from advdistill.hooks.specs import KINDS
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: what can be pasted, line by line."""
+    return "\n\n".join(["Examples:", *lines])
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of recipes, and YAML files below the folder typed so far."""
+    from advdistill.recipe.loader import recipe_files
+
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    files = [str(folder / file.name) for file in folder.glob("*.yaml")]
+    names = [file.stem for file, _ in recipe_files(default_registry())]
+    return sorted({name for name in [*names, *files] if name.startswith(incomplete)})
+
+
+def complete_plugin(incomplete: str) -> list[str]:
+    """Names of components, alone and as `kind:name`."""
+    entries = default_registry().entries()
+    names = {entry.spec.name for entry in entries} | {f"{entry.spec.kind}:{entry.spec.name}" for entry in entries}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    """Kinds of plugins."""
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A file, or a name from `recipe list`.", autocompletion=complete_recipe)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, like optim.lr=1e-4.")
+]
+PluginFiles = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="A single-file plugin to load too; may be given several times."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def registry_with(files: list[str] | None) -> Registry:
+    """Everything installed, and the single-file plugins given."""
+    return default_registry().with_files(files or ())
