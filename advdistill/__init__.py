@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from advdistill.engine.attack import Attack, Noise, Problem
     from advdistill.engine.checkpoint import load
     from advdistill.engine.data import ArraySplit, Dataset, Split
+    from advdistill.engine.evaluate import Count, Results
     from advdistill.engine.events import (
         Event,
         Examples,
@@ -53,6 +54,7 @@ _LAZY = {
     "ClassSet": "engine.types",
     "Clock": "engine.types",
     "Config": "recipe.fields",
+    "Count": "engine.evaluate",
     "Dataset": "engine.data",
     "Event": "engine.events",
     "Examples": "engine.events",
@@ -66,6 +68,7 @@ _LAZY = {
     "Probed": "engine.events",
     "Problem": "engine.attack",
     "Reporter": "engine.events",
+    "Results": "engine.evaluate",
     "RunFinished": "engine.events",
     "RunStarted": "engine.events",
     "RunStopped": "engine.events",
@@ -94,6 +97,7 @@ __all__ = [
     "Clock",
     "CommandSpec",
     "Config",
+    "Count",
     "DataError",
     "Dataset",
     "DatasetSpec",
@@ -112,6 +116,7 @@ __all__ = [
     "RecipeError",
     "Reporter",
     "ReporterSpec",
+    "Results",
     "RunError",
     "RunFinished",
     "RunStarted",
