@@ -101,7 +101,7 @@ class Torchattack(Attack):
                         f"torchattacks.{self.config.attack} failed: {type(error).__name__}: {error}",
                         "Try other settings or a smaller batch; -v shows where it happened.",
                     ) from error
-        return images
+        return threat.project(images, problem.images)
 
     def _arguments(self, attack_class: type, problem: Problem, threat: Threat, seed: int) -> dict[str, Any]:
         arguments = dict(self.config)
