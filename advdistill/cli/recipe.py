@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,10 +146,11 @@ def schema(plugin: PluginFiles = None) -> None:
 
 
 def _summary(file: Path) -> str:
-    """The comment that a recipe opens with, its first sentence."""
-    with file.open(encoding="utf-8") as lines:
-        first = next(lines, "")
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+    """The first sentence of the comment that a recipe opens with."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        comment = " ".join(line.strip("# \n") for line in takewhile(lambda line: line.startswith("#"), lines))
+    sentence, dot, _ = comment.partition(". ")
+    return sentence + dot.strip()
 
 
 def _brief(value: Any) -> str:

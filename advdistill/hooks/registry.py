@@ -189,16 +189,16 @@ class Registry:
         else:
             suspects = self.broken
         known = self.names(kind)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(name, known, n=1)
         message = f"there is no {kind} named {name!r}"
         if suspects:
             causes = "; ".join(f"{plugin.label}: {plugin.cause}" for plugin in suspects)
             message += f", unless it is one of a plugin's that could not be loaded ({causes})"
-            # A broken plugin's names cannot be known. Without a likely misspelling it is the likely owner.
-            if not close:
-                return PluginError(message, "Repair or reinstall that plugin, or correct the name.")
         if close:
             message += f"; did you mean {close[0]!r}?"
+        # A broken plugin's names cannot be known. Unless this is all but surely a misspelling, it is the likely owner.
+        if suspects and not difflib.get_close_matches(name, known, n=1, cutoff=0.7):
+            return PluginError(message, "Repair or reinstall that plugin, or correct the name.")
         return RecipeError(message, f"Known: {', '.join(known) or 'none'}.")
 
 

@@ -72,7 +72,11 @@ class Check:
         for path, kind, node in _blocks(self.root):
             use = node.value.get("use")
             if use is None:
-                self.fail(path, f"a block needs `use:`, the name of a {kind}", hint="`advdistill plugins list`")
+                self.fail(
+                    path,
+                    f"says not which {kind}: it needs `use: NAME`",
+                    hint="`advdistill plugins list` shows the names.",
+                )
             elif not isinstance(use.value, str):
                 self.fail((*path, "use"), f"must be the name of a {kind}")
             else:
@@ -334,9 +338,9 @@ def _message(error: Mapping[str, Any], model: type[Config], place: KeyPath) -> s
         return f"must be {error['ctx']['expected']}, not {value!r}{_did_you_mean(str(value), _quoted(error))}"
     expected = next((text for prefix, text in _EXPECTED.items() if kind.startswith(prefix)), None)
     if expected is None:
-        message = error["msg"].removeprefix("Value error, ")
+        message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
         expected = message[:1].lower() + message[1:]
-        if repr(value) in expected:
+        if isinstance(value, str) and repr(value) in expected:
             return expected
     return f"{expected}, not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) else expected
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from advdistill.errors import RecipeError, UsageError
@@ -137,7 +138,12 @@ def override(recipe: Node, words: Iterable[str]) -> Node:
             raise UsageError(f"{word!r} is not an override", "Write key=value, like optim.lr=1e-4 or data.shots=4.")
         if path == ["extends"]:
             raise UsageError("extends cannot be overridden", "`advdistill recipe copy` makes a recipe to edit.")
-        value = _located(parse(text, "override"), word, len(keys) + 1)
+        place = Mark("override", 0, len(keys) + 1, word)
+        try:
+            value = _located(parse(text, "override"), place)
+        except InvalidRecipe as error:
+            problems = [replace(problem, mark=_within(place, problem.mark)) for problem in error.problems]
+            raise InvalidRecipe(problems) from error
         recipe = merge(recipe, _overlay(recipe, path, value, ()))
     return recipe
 
@@ -166,14 +172,19 @@ def _overlay(node: Node | None, keys: Sequence[str], value: Node, path: tuple[st
     return Node({head: _overlay(child, rest, value, path)}, value.mark, value.mark)
 
 
-def _located(node: Node, word: str, offset: int) -> Node:
+def _located(node: Node, place: Mark) -> Node:
     """`node` with its marks pointing into the override as typed."""
-    mark = Mark("override", 0, offset + max(node.mark.column, 1), word)
+    mark = _within(place, node.mark)
     if isinstance(node.value, dict):
-        return Node({key: _located(item, word, offset) for key, item in node.value.items()}, mark, mark)
+        return Node({key: _located(item, place) for key, item in node.value.items()}, mark, mark)
     if isinstance(node.value, list):
-        return Node([_located(item, word, offset) for item in node.value], mark, mark)
+        return Node([_located(item, place) for item in node.value], mark, mark)
     return Node(node.value, mark, mark)
+
+
+def _within(place: Mark, mark: Mark) -> Mark:
+    """A mark in an override's value as a mark in the whole word; `place` is where the value starts."""
+    return replace(place, column=place.column + max(mark.column, 1))
 
 
 def _read_file(path: Path) -> Node:

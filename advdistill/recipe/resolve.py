@@ -30,6 +30,7 @@ __all__ = [
     "ResolvedProtocol",
     "TeacherBlock",
     "load_recipe",
+    "resolve_blocks",
     "resolve_tree",
 ]
 
@@ -86,6 +87,33 @@ def resolve_tree(
     registry = (registry or default_registry()).with_files(plugins)
     root = override(from_plain(dict(tree), Mark(name or "checkpoint")), overrides)
     return _resolve(root, registry, name, [], {record["path"]: record for record in provided}, strict=False)
+
+
+def resolve_blocks(
+    tree: Mapping[str, Any],
+    registry: Registry | None = None,
+    *,
+    provided: Iterable[Mapping[str, str]] = (),
+    overrides: Sequence[str] = (),
+) -> dict[KeyPath, Block]:
+    """Check some blocks of a recipe by themselves, for commands that need no whole recipe.
+
+    Args:
+        tree: a part of a recipe, such as its `data` and `attack`.
+        registry, provided, overrides: as for `resolve_tree`.
+
+    Returns:
+        Path in the recipe, such as `("evaluate", "protocols", 0, "attack")`, -> Block.
+
+    Raises:
+        RecipeError, UsageError, PluginError: as for `load_recipe`.
+    """
+    root = override(from_plain(dict(tree), Mark("given")), overrides)
+    check = Check(root, registry or default_registry(), {record["path"]: record for record in provided})
+    check.names()
+    check.settings()
+    check.raise_if_any()
+    return check.blocks
 
 
 def _resolve(

@@ -1,0 +1,182 @@
+"""Resolving recipes.
+
+Guarantees:
+- the resolved tree has every default, is JSON-able, and resolving it again, or its YAML, gives the same tree;
+- every value in it has an origin: file:line:column, override or default;
+- blocks carry the validated config, the spec and the qualified name; probe and protocols fall back as documented;
+- plugin files are found relative to the recipe that lists them, hashed, and missed only where needed when the recipe
+  of a checkpoint is resolved; a missing package is named with what to install;
+- every installed component's config survives the way through JSON;
+- every shipped recipe resolves without torch being imported.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recipe_parts import RECIPE, Climb, Tower, load, registry
+
+from advdistill.errors import PluginError
+from advdistill.hooks.registry import Registry, default_registry
+from advdistill.recipe.dump import to_yaml
+from advdistill.recipe.fields import format_distance, parse_distance
+from advdistill.recipe.nodes import parse
+from advdistill.recipe.resolve import load_recipe, resolve_tree
+
+PLUGIN = """\
+from advdistill import AttackSpec, hookimpl
+
+@hookimpl
+def advdistill_attacks():
+    yield AttackSpec(name="own", target="a:B", norms={"linf"}, objective=True)
+"""
+
+
+def leaves(value: object, path: str = "") -> set[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = set().union(*(leaves(item, f"{path}.{key}" if path else str(key)) for key, item in items))
+    return found or {path}
+
+
+def test_resolving_again_gives_the_same(tmp_path: Path) -> None:
+    recipe = load(RECIPE, tmp_path, "evaluate.protocols.1.threat={norm: l2, eps: 0.3}", "optim.groups.student.lr=1e-7")
+    again = resolve_tree(json.loads(json.dumps(recipe.tree)), registry())
+    assert again.tree == recipe.tree
+    for field in ("name", "threat", "data", "teachers", "student", "attack", "optim", "train", "evaluate", "report"):
+        assert getattr(again, field) == getattr(recipe, field)
+    assert parse(to_yaml(recipe.tree, recipe.origins), "").plain() == recipe.tree
+    assert recipe.tree["threat"]["eps"] == "8/255"
+
+
+def test_every_value_has_an_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load(RECIPE, tmp_path, "attack.steps=7")
+    assert recipe.origins.keys() == leaves(recipe.tree)
+    assert recipe.origins["threat.eps"] == "r.yaml:2:27"
+    assert recipe.origins["attack.steps"] == "override"
+    assert recipe.origins["attack.random_start"] == recipe.origins["name"] == "default"
+    assert recipe.origins["evaluate.protocols.1.attack.steps"] == "r.yaml:14:50"
+
+
+def test_blocks_carry_what_the_engine_needs(tmp_path: Path) -> None:
+    recipe = load(RECIPE, tmp_path, "teachers.clean.train=true")
+    assert recipe.name == "r" and recipe.save.dir == "runs/r" and recipe.tree["save"]["dir"] == "runs/r"
+    assert recipe.student.config == Tower(model="small", rank=4)
+    assert (recipe.student.use, recipe.student.qualified, recipe.student.spec.kind) == (
+        "tower",
+        "made-up:tower",
+        "student",
+    )
+    assert recipe.teachers["clean"].train and recipe.tree["teachers"]["clean"]["train"] is True
+    assert recipe.attack and recipe.attack.config == Climb(steps=5, step="2/255")  # type: ignore[arg-type]
+    assert recipe.evaluate.probe.attack == recipe.attack
+    clean, strong = recipe.evaluate.protocols
+    assert clean.attack is None and clean.threat == recipe.threat
+    assert strong.attack and strong.attack.config.steps == 20  # type: ignore[attr-defined]
+    assert [block.use for block in recipe.report] == ["console", "jsonl"]
+    assert {(record["dist"], record["version"]) for record in recipe.providers} == {("made-up", "1.2")}
+    paths = "data student attack strategy teachers.clean report.0 report.1 evaluate.protocols.1.attack"
+    assert {record["path"] for record in recipe.providers} == set(paths.split())
+
+
+def test_plugin_files_travel_with_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    own = tmp_path / "deep" / "own.py"
+    own.write_text(PLUGIN)
+    (tmp_path / "deep" / "base.yaml").write_text("plugins: [own.py]\n" + RECIPE)
+    (tmp_path / "r.yaml").write_text("extends: deep/base.yaml\nattack: {use: own}\n")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("r.yaml", [], registry())
+    assert recipe.tree["plugins"] == [str(own)]
+    assert recipe.attack and recipe.attack.qualified == "own:own"
+    (record,) = [record for record in recipe.providers if record["path"] == "attack"]
+    assert record["file"] == str(own) and record["sha256"] == recipe.plugin_hashes[str(own)]
+    assert resolve_tree(recipe.tree, registry(), provided=recipe.providers).warnings == ()
+
+    own.write_text(PLUGIN + "\n# another version\n")
+    changed = resolve_tree(recipe.tree, registry(), provided=recipe.providers)
+    assert changed.warnings == ("the plugin file own.py has changed since the checkpoint was written",)
+
+    moved = tmp_path / "own.py"
+    own.rename(moved)
+    with pytest.raises(PluginError, match=r"attack 'own' comes from the single file own\.py") as caught:
+        resolve_tree(recipe.tree, registry(), provided=recipe.providers)
+    assert "--plugin" in caught.value.hint
+    assert resolve_tree(recipe.tree, registry(), plugins=[moved]).attack
+    assert resolve_tree({**recipe.tree, "attack": RECIPE_ATTACK}, registry()).warnings == (
+        f"the plugin file {own} is not there any more",
+    )
+
+
+RECIPE_ATTACK = {"use": "climb"}
+
+
+def test_a_file_given_by_option_is_part_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(PLUGIN)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "r.yaml", ["attack={use: own}"], registry(), plugins=[tmp_path / "own.py"])
+    assert recipe.tree["plugins"] == [str(tmp_path / "own.py")]
+    assert resolve_tree(recipe.tree, registry()).tree == recipe.tree
+
+
+def test_a_missing_package_is_named_with_what_to_install(tmp_path: Path) -> None:
+    recipe = load(RECIPE, tmp_path)
+    rest = Registry([])
+    with pytest.raises(PluginError, match=r"student 'tower' comes from the package made-up 1\.2") as caught:
+        resolve_tree(recipe.tree, rest, provided=recipe.providers)
+    assert "pip install made-up==1.2" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "entry", default_registry().entries(), ids=lambda entry: f"{entry.spec.kind}-{entry.spec.name}"
+)
+def test_configs_survive_json(entry: object) -> None:
+    config = default_registry().load(entry.spec, "config")  # type: ignore[attr-defined]
+    if config is None:
+        return
+    required = {name: "x" for name, field in config.model_fields.items() if field.is_required()}
+    made = config(**required)
+    assert config(**json.loads(json.dumps(made.model_dump(mode="json")))) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), (1, 1.0), ("1e-2", 0.01), (0, 0.0), ("2.5/255", 2.5 / 255)],
+)
+def test_distances_read_and_write(text: object, value: float) -> None:
+    assert parse_distance(text) == value
+    assert parse_distance(format_distance(value)) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "far", True, None, [1], "1/2/3", float("inf"), "-1"])
+def test_what_is_no_distance(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a distance"):
+        parse_distance(text)
+
+
+SHIPPED = """
+import sys
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.loader import recipe_files
+from advdistill.recipe.resolve import load_recipe, resolve_tree
+registry = default_registry()
+assert not registry.broken, [p.cause for p in registry.broken]
+for file, _ in recipe_files(registry):
+    recipe = load_recipe(file)
+    assert resolve_tree(recipe.tree).tree == recipe.tree, file
+    print(file.stem, len(recipe.warnings))
+print(sorted({"torch", "open_clip", "torchattacks", "numpy"} & sys.modules.keys()))
+"""
+
+
+def test_every_shipped_recipe_resolves_without_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", SHIPPED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *recipes, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    assert len(recipes) >= 5
+    assert all(line.endswith(" 0") for line in recipes), "a shipped recipe has warnings"
