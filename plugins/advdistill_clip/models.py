@@ -266,10 +266,6 @@ class ClipTune(Clip):
         return self.config.tower == "all"
 
     @property
-    def batch_independent(self) -> bool:  # type: ignore[override]
-        return not self._norms or self.config.bn == "frozen"
-
-    @property
     def model(self) -> nn.Module:
         return self.tuned if self.config.tower == "all" else self.frozen
 
