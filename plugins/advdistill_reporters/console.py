@@ -11,8 +11,8 @@ from typing import Any
 import rich.console
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from advdistill import (
@@ -106,12 +106,7 @@ class ConsoleReporter(Reporter):
         expected = time.monotonic() - self._began + event.seconds_left
         tenth = step * 10 // steps > previous * 10 // steps
         if tenth or self._silent_for(max(_QUIET_SECONDS, expected / 100)):
-            self._say(
-                Text(
-                    f"step {step:,}/{steps:,}  {_numbers(event.losses)}  "
-                    f"{event.images_per_second:,.0f} img/s  {_duration(event.seconds_left)} left"
-                )
-            )
+            self._say(Text(f"{_pace(event)}  {_numbers(event.losses)}"))
 
     def _finish(self, event: RunFinished) -> None:
         self.close()
@@ -129,14 +124,9 @@ class ConsoleReporter(Reporter):
         lines: list[RenderableType] = []
         if self._done:
             clock = self._done.clock
-            bar = Table.grid(padding=(0, 1), expand=False)
-            bar.add_row(
-                f"step {clock.step:,}/{clock.steps:,}",
-                ProgressBar(total=clock.steps, completed=clock.step, width=min(40, self._console.width // 4)),
-                f"{self._done.images_per_second:,.0f} img/s",
-                f"{_duration(self._done.seconds_left)} left",
-            )
-            lines += [bar, Text(_numbers(self._done.losses))]
+            bar = ProgressBar(total=clock.steps, completed=clock.step, width=min(64, self._console.width))
+            # A bar alone does not end its line.
+            lines += [Padding(bar), Text(_pace(self._done)), Text(_numbers(self._done.losses))]
         if self._probes:
             lines.append(self._probe_line())
         if self._measuring:
@@ -156,6 +146,13 @@ class ConsoleReporter(Reporter):
         if last is not first:
             line.append(f"  since step {first.clock.step:,}", style="dim")
         return line
+
+
+def _pace(event: StepDone) -> str:
+    return (
+        f"step {event.clock.step:,}/{event.clock.steps:,}  {event.images_per_second:,.0f} img/s  "
+        f"{_duration(event.seconds_left)} left"
+    )
 
 
 def _measuring_line(event: Measuring) -> Text:

@@ -30,6 +30,7 @@ from advdistill_reporters.jsonl import read_metrics
 # Okabe and Ito's palette: told apart by every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#1f2328", "#6e7781"
+RIGHT, WRONG = "#1a7f37", "#c62828"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -49,6 +50,7 @@ STYLE: Any = {
     "ytick.color": FAINT,
     "legend.frameon": False,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # a class may have a dollar in its name
 }
 
 
@@ -101,8 +103,8 @@ def _history(folder: Path, first: int) -> tuple[dict[int, Mapping[str, float]], 
 
 
 def examples_figure(event: Examples, title: str) -> Figure:
-    """One column a sample: the clean image, then for each model its own adversarial image and the perturbation,
-    with what the models say beneath; green and a tick where right."""
+    """One column a sample, its class on top: the clean image, then each model's own adversarial image and the
+    perturbation. What the models say stands beneath, green and with a tick where right."""
     subjects = list(event.adversarial)
     count = len(event.labels)
     # All in inches, from the top left corner.
@@ -127,15 +129,15 @@ def examples_figure(event: Examples, title: str) -> Figure:
         def says(x: float, y: float, said: tuple[str, float], truth: str) -> None:
             name, probability = said
             right = name == truth
-            text = f"{textwrap.shorten(name, 14, placeholder='…') or name[:13] + '…'} {100 * probability:.0f} %"
-            colour = GREEN if right else RED
+            text = f"{_clip(name, 12)} {100 * probability:.0f} %"
+            colour = RIGHT if right else WRONG
             write(x + cell / 2, y, f"{text} {'✓' if right else '✗'}", ha="center", color=colour, fontsize=8)
 
         lefts = [label + index * (cell + gap) for index in range(count)]
         write(0.2, 0.3, title or "examples", fontsize=13, weight="bold")
         write(0.2, 0.58, f"{_ball(event)}; every model is attacked itself", color=FAINT)
         for x, truth in zip(lefts, event.labels, strict=True):
-            write(x + cell / 2, head - 0.13, textwrap.shorten(truth, 18, placeholder="…"), ha="center", weight="bold")
+            write(x + cell / 2, head - 0.13, _clip(truth, 18), ha="center", weight="bold")
 
         top = head
         write(0.2, top + cell / 2, "clean", weight="bold")
@@ -156,13 +158,13 @@ def examples_figure(event: Examples, title: str) -> Figure:
                 show(x, top, image)
             y = top + cell + line * 0.6
             write(0.2, y, f"{subject} says", color=FAINT, fontsize=8)
-            for x, (_, said), truth in zip(lefts, event.said.get(subject, ()), event.labels, strict=False):
+            for x, (_, said), truth in zip(lefts, event.said[subject], event.labels, strict=True):
                 says(x, y, said, truth)
             top += cell + line + 0.2
             write(0.2, top + cell / 2, f"perturbation\n× {gain:.0f}", color=FAINT)
-            for x, change in zip(lefts, delta, strict=True):
+            for x, change, (said, _), truth in zip(lefts, delta, event.said[subject], event.labels, strict=True):
                 show(x, top, 0.5 + gain * change)
-                if not change.any():
+                if said[0] != truth and not change.any():
                     write(x + cell / 2, top + cell / 2, "none needed", ha="center", color="white", fontsize=8)
             top += cell + 0.2
     return figure
@@ -205,8 +207,8 @@ def _draw_losses(axes: Axes, losses: Mapping[int, Mapping[str, float]]) -> None:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """An exponential mean over about a twentieth of the run, without the pull of its first value."""
-    keep = 1 - 1 / max(len(values) / 20, 1)
+    """An exponential mean over about a fortieth of the run, without the pull of its first value."""
+    keep = 1 - 1 / max(len(values) / 40, 1)
     mean, weight, smooth = 0.0, 0.0, []
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
@@ -257,3 +259,7 @@ def _draw_rows(axes: Axes, rows: Sequence[Results]) -> None:
 def _ball(event: Examples) -> str:
     radius = f"{event.eps * 255:g}/255" if event.norm == "linf" else f"{event.eps:g}"
     return f"{event.norm} ball of radius {radius}"
+
+
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

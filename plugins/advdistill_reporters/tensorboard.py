@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from advdistill import Count, Event, Examples, Measured, Probed, Reporter, RunStarted, StepDone, UsageError
 
 
@@ -42,13 +40,14 @@ class TensorBoardReporter(Reporter):
             self._scalars("lr", event.lr)
             self._scalars("speed", {"images_per_second": event.images_per_second})
         elif isinstance(event, Probed):
+            self._step = event.clock.step
             self._counts("probe", {"clean": event.clean, "robust": event.robust})
         elif isinstance(event, Measured):
             self._counts(event.results.subject, event.results.counts)
         elif isinstance(event, Examples):
             self._writer.add_images("examples/clean", event.clean, self._step)
             for subject, images in event.adversarial.items():
-                self._writer.add_images(f"examples/{subject}", torch.as_tensor(images), self._step)
+                self._writer.add_images(f"examples/{subject}", images, self._step)
         self._writer.flush()
 
     def close(self) -> None:
