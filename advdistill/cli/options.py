@@ -34,6 +34,11 @@ def complete_plugin(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def complete_attack(incomplete: str) -> list[str]:
+    """Names of attacks."""
+    return [name for name in default_registry().names("attack") if name.startswith(incomplete)]
+
+
 def complete_kind(incomplete: str) -> list[str]:
     """Kinds of plugins."""
     return [kind for kind in KINDS if kind.startswith(incomplete)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -74,3 +75,14 @@ def _styled(count: Count | None) -> Text:
         return Text("–")
     low, high = count.wilson()
     return Text.assemble(f"{100 * count.share:.1f} ", (f"[{100 * low:.1f}–{100 * high:.1f}]", "dim"))
+
+
+def print_results(rows: Sequence[Results]) -> None:
+    """The table on stdout: drawn on a terminal, plain columns in a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(results_table(rows))
+    else:
+        typer.echo(results_text(rows), nl=False)

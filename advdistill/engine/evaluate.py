@@ -25,6 +25,9 @@ from advdistill.errors import UsageError
 Progress = Callable[[str, int, int], None]
 """`progress(protocol, done, total)` in samples."""
 
+Found = Callable[[str, Batch, Tensor, Tensor], None]
+"""`found(protocol, batch, images, right)`: the images that decided a batch, (B, 3, H, W), and the outcome, (B,) bool."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -139,6 +142,7 @@ def evaluate(
     workers: int = 0,
     progress: Progress = lambda protocol, done, total: None,
     stored: Mapping[str, Any] | None = None,
+    found: Found = lambda protocol, batch, images, right: None,
 ) -> Results:
     """Take `participant` through `protocols`.
 
@@ -146,6 +150,7 @@ def evaluate(
         subject: what to call it.
         splits: name -> Split.
         seed: of subsets and of the attacks' noise.
+        found: is given each batch and what `correct` said of it.
         stored: a row of `Results.to_json`; it is returned instead if it has every protocol under the same key.
 
     Raises:
@@ -162,7 +167,10 @@ def evaluate(
         right: list[Tensor] = []
         for batch in read(split, batches, workers=workers):
             progress(protocol.name, sum(map(len, right)), len(indices))
-            right.append(correct(participant, to_device(batch, participant.model.device), protocol, seed)[0].cpu())
+            batch = to_device(batch, participant.model.device)
+            held, images = correct(participant, batch, protocol, seed)
+            found(protocol.name, batch, images, held)
+            right.append(held.cpu())
         progress(protocol.name, len(indices), len(indices))
         outcomes[protocol.name] = torch.cat(right)
         samples[protocol.name] = [split.ids[i] for i in indices]
@@ -178,7 +186,7 @@ def correct(participant: Participant, batch: Batch, protocol: Protocol, seed: in
         that broke it, the attack's last if none did, the clean one where that was wrong already.
     """
     images, model = batch.images, participant.model
-    with participant.under_attack(), torch.no_grad():
+    with participant.deployed(), torch.no_grad():
         right = participant.logits(images).argmax(1) == batch.labels
     if protocol.attack is None or protocol.threat is None:
         return right, images
@@ -191,7 +199,7 @@ def correct(participant: Participant, batch: Batch, protocol: Protocol, seed: in
     if not len(survivors):
         return right, images
     clean, labels = images[survivors], batch.labels[survivors]
-    with participant.under_attack():
+    with participant.deployed():
         problem = Problem(
             clean,
             labels,

@@ -77,7 +77,7 @@ class Examiner:
         for subject, participant in {"undefended": parts.undefended(), "student": parts.student}.items():
             batch, adversarial = examples(participant, split, robust, SHOWN, self._recipe.seed)
             found[subject] = adversarial.cpu()
-            with participant.under_attack(), torch.no_grad():
+            with participant.deployed(), torch.no_grad():
                 clean, attacked = (
                     participant.logits(images).softmax(1).max(1) for images in (batch.images, adversarial)
                 )

@@ -23,6 +23,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ from advdistill.engine.examine import Examiner
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
-from advdistill.engine.types import Clock
+from advdistill.engine.types import Clock, Threat
 from advdistill.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -166,9 +167,15 @@ class Run:
             student=parts.student,
             teachers=parts.teachers,
             attack=parts.attack,
-            threat=parts.threat,
+            threat=self._threat,
             noise=Noise(self.recipe.seed, "train", self.clock.epoch, batch.samples),
         )
+
+    @property
+    def _threat(self) -> Threat:
+        """The ball of this step, which may still be growing."""
+        full, grown = self.parts.threat, optim.length(self.recipe.train.eps_warmup, self.steps)
+        return replace(full, eps=full.eps * (self.step + 1) / grown) if self.step < grown else full
 
     def _batches(self) -> Iterator[Batch]:
         """From where the run stands to its last step."""

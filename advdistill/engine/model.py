@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ class VisionLanguageModel(nn.Module, ABC):
     """Images in, one logit per class out.
 
     Attributes:
-        batch_independent: an image's logits do not depend on its batch mates.
+        batch_independent: in eval mode an image's logits do not depend on its batch mates.
         deterministic: the same images give the same logits in eval mode.
         differentiable: gradients reach the pixels.
         image_size: the side in pixels that the tower works at; inputs of other sizes are resized inside.
@@ -77,8 +78,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """JSON-able facts for the checkpoint: `base` {model, weights, fingerprint}, `preprocessing`, `activation`."""
 
     @contextlib.contextmanager
-    def attacked(self) -> Iterator[None]:
-        """The mode under attack: eval, whatever the mode before; that comes back afterwards, module by module."""
+    def evaluated(self) -> Iterator[None]:
+        """Eval mode for a while; the mode before comes back afterwards, module by module."""
         before = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
@@ -86,6 +87,10 @@ class VisionLanguageModel(nn.Module, ABC):
         finally:
             for module, training in before:
                 module.training = training
+
+    def attacked(self) -> AbstractContextManager[None]:
+        """The mode under attack in training: eval, unless the model has a reason (batch statistics) to differ."""
+        return self.evaluated()
 
     def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy stored values into `learned()`, strictly: the same names, the same shapes.

@@ -23,19 +23,22 @@ def optimizer(optim: Optim, learners: Mapping[str, Participant]) -> torch.optim.
     groups = []
     for role, learner in learners.items():
         own = optim.groups.get(role)
-        groups.append(
-            {
-                "name": role,
-                "params": list(learner.trainable.values()),
-                "lr": own.lr if own and own.lr is not None else optim.lr,
-                "weight_decay": own.weight_decay if own and own.weight_decay is not None else optim.weight_decay,
-            }
-        )
-    for group in groups:
-        group["peak"] = group["lr"]
+        rate = own.lr if own and own.lr is not None else optim.lr
+        decay = own.weight_decay if own and own.weight_decay is not None else optim.weight_decay
+        tensors = list(learner.trainable.values())
+        decays = [t for t in tensors if t.ndim > 1 or optim.decay == "all"]
+        stays = [t for t in tensors if t.ndim <= 1 and optim.decay != "all"]
+        for params, weight_decay in ((decays, decay), (stays, 0.0)):
+            if params:
+                groups.append({"name": role, "params": params, "lr": rate, "peak": rate, "weight_decay": weight_decay})
     if optim.use == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
     return torch.optim.AdamW(groups, lr=optim.lr)
+
+
+def length(share_or_steps: float, steps: int) -> int:
+    """Optimizer steps that a recipe's number means: below 1 a share of all `steps`, from 1 on itself."""
+    return int(share_or_steps * steps) if share_or_steps < 1 else int(share_or_steps)
 
 
 def rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
@@ -44,7 +47,7 @@ def rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
     Warm-up is a linear ramp that reaches the peak on its last step, or constant at `warmup_lr`; then the cosine falls
     to 0 at the end.
     """
-    warmup = int(schedule.warmup * steps) if schedule.warmup < 1 else int(schedule.warmup)
+    warmup = length(schedule.warmup, steps)
     if step < warmup:
         return schedule.warmup_lr or peak * (step + 1) / warmup
     if schedule.use == "constant":

@@ -109,12 +109,22 @@ class Participant:
     @contextlib.contextmanager
     def under_attack(self) -> Iterator[None]:
         """Attack mode, and no parameter asks for gradients: the graph holds what pixels need and nothing else."""
-        with self.model.attacked():
-            self._ask(False)
-            try:
-                yield
-            finally:
-                self._ask(True)
+        with self.model.attacked(), self._constant():
+            yield
+
+    @contextlib.contextmanager
+    def deployed(self) -> Iterator[None]:
+        """Eval mode, as the model is used; no parameter asks for gradients."""
+        with self.model.evaluated(), self._constant():
+            yield
+
+    @contextlib.contextmanager
+    def _constant(self) -> Iterator[None]:
+        self._ask(False)
+        try:
+            yield
+        finally:
+            self._ask(True)
 
     @contextlib.contextmanager
     def _thawed(self) -> Iterator[None]:
@@ -130,8 +140,10 @@ class Participant:
         for parameter in self.trainable.values():
             parameter.requires_grad_(wanted)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if not self._bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
 
 class Output:

@@ -66,6 +66,8 @@ class Optim(Config):
     """Peak learning rate."""
     weight_decay: NotNegative = 0.0
     """Decoupled (adamw) or L2 (sgd) weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: tensors of two or more dimensions, or all, biases, norms and scales included."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd; adamw does not look at it."""
     clip_norm: NotNegative = 0.0
@@ -87,6 +89,9 @@ class Train(Config):
     """Images in one optimizer step, over all processes and accumulated portions together."""
     accumulate: Positive = 1
     """Portions that a batch is worked through in, to save memory; divides `batch_size`."""
+    eps_warmup: NotNegative = 0.0
+    """The training attack's radius grows evenly from 0 to `threat.eps`: over this share of all steps if below 1, from 1
+    on over this number of steps. Keeps adversarial training from scratch from collapsing."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; pixels and losses are always fp32."""
     device: str = "auto"

@@ -1,0 +1,124 @@
+"""`advdistill train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from advdistill.cli.options import Json, Overrides, PluginFiles, complete_recipe, registry_with
+from advdistill.cli.output import print_json
+from advdistill.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from advdistill.engine.plan import Plan
+    from advdistill.recipe.resolve import Recipe
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A file, or a name from `recipe list`.", autocompletion=complete_recipe),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder, where it was stopped.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in a folder that holds a run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained and what it needs; read no weights.")
+    ] = False,
+    json: Json = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Harden a model by a recipe, measure it, and save what it learned.
+
+    The run's folder (save.dir) gets last.safetensors, results.json, metrics.jsonl, recipe.yaml and pictures. The final
+    table goes to stdout, progress to stderr. Ctrl-C finishes the step in hand, saves, and prints how to go on.
+
+    Examples:
+    advdistill train quickstart
+    advdistill train recipes/mmt_ard_vitb32.yaml data.root=/data/imagenet train.batch_size=256 --dry-run
+    advdistill train --resume runs/quickstart
+    """
+    from advdistill.recipe.resolve import load_recipe
+
+    registry = registry_with(plugin)
+    if resume is not None:
+        if recipe or overrides or overwrite or dry_run:
+            raise UsageError("--resume goes on with a run as it is; it takes no recipe, change or other mode")
+        resolved = _begun(resume, registry, plugin)
+        if _finished(resume, json):
+            return
+    elif recipe is None:
+        raise UsageError("which recipe?", "`advdistill recipe list` shows those that have names.")
+    else:
+        resolved = load_recipe(recipe, overrides or (), registry, plugin or ())
+    registry = registry.with_files(resolved.plugin_hashes)
+    if dry_run:
+        from advdistill.engine.plan import plan
+
+        found = plan(resolved, registry)
+        print_json(found.to_json()) if json else _tell_plan(resolved, found)
+        return
+    from advdistill.cli.tables import print_results
+    from advdistill.engine import fit
+
+    rows = fit.train(resolved, registry, resume=resume is not None, overwrite=overwrite)
+    print_json([row.to_json() for row in rows]) if json else print_results(rows)
+
+
+def _begun(folder: Path, registry: Any, plugin: list[str] | None) -> Recipe:
+    from advdistill.recipe.resolve import load_recipe
+
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise DataError(f"{folder} holds no run: there is no recipe.yaml in it", "give the folder of a run")
+    # The folder may have been moved since.
+    return load_recipe(path, [f"save.dir={folder}"], registry, plugin or ())
+
+
+def _finished(folder: Path, json: bool) -> bool:
+    """Whether that run has ended; then its results are printed again."""
+    import json as reader
+
+    path = folder / "results.json"
+    if not path.is_file():
+        return False
+    from advdistill.cli.tables import print_results
+    from advdistill.engine.evaluate import Results
+
+    stored = reader.loads(path.read_text(encoding="utf-8"))
+    typer.echo(f"the run in {folder} is finished; these are its results", err=True)
+    rows = [Results.from_json(row["subject"], row, row["stored"]) for row in stored]
+    print_json(stored) if json else print_results(rows)
+    return True
+
+
+def _tell_plan(recipe: Recipe, plan: Plan) -> None:
+    def size(count: int) -> str:
+        return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+    for warning in recipe.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    data = f"{plan.images:,} images of {plan.side}x{plan.side}, {plan.classes:,} classes"
+    lines = [
+        ("recipe", recipe.name),
+        ("method", recipe.strategy.use),
+        ("data", f"{data} (assumed: {plan.missing})" if plan.missing else data),
+        ("budget", f"{plan.steps:,} optimizer steps of {min(recipe.train.batch_size, plan.images)} images"),
+        *((role, f"learns {a:,} of {b:,} parameters" if a else f"frozen, {b:,} parameters") for role, (a, b) in
+          plan.sizes.items()),
+        ("weights", size(plan.weights)),
+        ("training", f"{size(plan.training)} for gradients and optimizer state"),
+    ]  # fmt: skip
+    if plan.activations is None:
+        lines.append(("activations", f"not known: {plan.unknown}"))
+    else:
+        total = plan.weights + plan.training + plan.activations
+        held = f"{size(plan.activations)} at {plan.portion} images a portion, in fp32"
+        lines += [("activations", held), ("memory", f"about {size(total)}, and what torch itself takes")]
+    width = max(len(head) for head, _ in lines)
+    for head, text in lines:
+        typer.echo(f"{head.ljust(width)}  {text}")

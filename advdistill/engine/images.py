@@ -1,0 +1,71 @@
+"""Adversarial images on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+
+from advdistill.engine.data import Batch
+from advdistill.engine.subject import Subject
+from advdistill.errors import RunError
+
+
+def quantise(images: Tensor, clean: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> uint8, each pixel rounded towards the clean one.
+
+    Rounding to the nearest level would leave the ball by up to half a level; towards `clean`, an image stays inside
+    wherever the clean pixels are levels themselves.
+    """
+    levels = images.double() * 255
+    down = (images >= clean) & ((levels - levels.round()).abs() > 1e-4)
+    up = (images < clean) & ((levels - levels.round()).abs() > 1e-4)
+    return torch.where(down, levels.floor(), torch.where(up, levels.ceil(), levels.round())).to(torch.uint8)
+
+
+class ImageFolder:
+    """Writes what decided each sample: `DIR/PROTOCOL/INDEX-LABEL.png`, and one line a sample in `DIR/PROTOCOL.jsonl`.
+
+    Args:
+        folder: where; made if it is not there. subject: whose images they are.
+
+    Raises:
+        RunError: it cannot be written, or holds something already.
+    """
+
+    def __init__(self, folder: Path, subject: Subject) -> None:
+        self._folder, self._subject = folder, subject
+        self._attacks = {protocol.name: protocol for protocol in subject.protocols if protocol.attack}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise RunError(f"{folder} is not empty", "choose another folder for --save-images")
+        except OSError as error:
+            raise RunError(f"cannot write to {folder}: {error.strerror}", "choose another --save-images") from error
+
+    def keep(self, protocol: str, batch: Batch, images: Tensor, right: Tensor) -> None:
+        """See `advdistill.engine.evaluate.Found`."""
+        if protocol not in self._attacks:
+            return
+        participant = self._subject.participant
+        names, split = participant.classes.names, self._subject.splits(self._attacks[protocol].split)
+        with participant.deployed(), torch.no_grad():
+            said = participant.logits(images).argmax(1).tolist()
+        stored = quantise(images, batch.images).cpu()
+        head = re.sub(r"[^\w.=-]+", "_", protocol)
+        try:
+            (self._folder / head).mkdir(exist_ok=True)
+            with (self._folder / f"{head}.jsonl").open("a", encoding="utf-8") as lines:
+                for i, sample in enumerate(batch.samples.tolist()):
+                    label = names[int(batch.labels[i])]
+                    file = f"{head}/{sample:06d}-{re.sub(r'[^\w-]+', '_', label)}.png"
+                    write_png(stored[i], str(self._folder / file))
+                    facts = {"file": file, "id": split.ids[sample], "label": label, "said": names[said[i]],
+                             "withstood": bool(right[i])}  # fmt: skip
+                    lines.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        except (OSError, RuntimeError) as error:
+            raise RunError(f"cannot write images to {self._folder}: {error}", "choose another --save-images") from error

@@ -1,0 +1,152 @@
+"""What a run would do and need, found without weights: models stand on the meta device, where tensors have shapes
+and no values, and one step of the strategy is taken there while the memory that its graph holds is added up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from advdistill.engine import build
+from advdistill.engine.attack import Noise
+from advdistill.engine.build import Parts
+from advdistill.engine.data import Batch, Dataset, Split, steps_per_epoch
+from advdistill.engine.step import Participant, Step
+from advdistill.engine.types import ClassSet, Clock, Threat
+from advdistill.errors import DataError
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
+    from advdistill.recipe.resolve import Recipe
+
+_ASSUMED_CLASSES, _ASSUMED_SIDE, _ASSUMED_IMAGES = 1000, 224, 1_281_167
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Answers of a dry run.
+
+    Attributes:
+        images, classes, side: size of the training data. missing: why they are assumed (ImageNet's), if they are.
+        steps: optimizer steps. portion: images that are worked on at a time.
+        sizes: role -> (parameters that learn, parameters in all).
+        weights, training, activations: bytes of all weights; of gradients and optimizer state; of the largest graph.
+            `activations` is None where `unknown` says why it could not be found.
+    """
+
+    images: int
+    classes: int
+    side: int
+    missing: str
+    steps: int
+    portion: int
+    sizes: dict[str, tuple[int, int]]
+    weights: int
+    training: int
+    activations: int | None
+    unknown: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**vars(self), "sizes": {role: {"learns": a, "total": b} for role, (a, b) in self.sizes.items()}}
+
+
+def plan(recipe: Recipe, registry: Registry) -> Plan:
+    """Plan a run. No weight is read; data is scanned where it is there."""
+    missing, images, classes, side = "", _ASSUMED_IMAGES, None, _ASSUMED_SIDE
+    try:
+        dataset: Dataset = build.component(registry, recipe.data)
+        split: Split = dataset.split("train")
+        images, classes, side = len(split), dataset.classes, split.load(0).shape[-1]
+    except DataError as error:
+        missing = error.message
+    classes = classes or ClassSet(tuple(f"class {i}" for i in range(_ASSUMED_CLASSES)), ("a photo of a {}.",))
+
+    def join(block: Any, learns: bool) -> Participant:
+        return Participant(build.model(registry, block, weights=False), classes, learns=learns)
+
+    student = join(recipe.student, True)
+    teachers = {role: join(block, block.train) for role, block in recipe.teachers.items()}
+    everyone = {"student": student, **teachers}
+    parts = Parts(
+        device=torch.device("meta"),
+        dataset=None,  # type: ignore[arg-type]
+        splits=lambda name: split,
+        student=student,
+        teachers=teachers,
+        attack=build.component(registry, recipe.attack) if recipe.attack else None,
+        strategy=build.component(registry, recipe.strategy).to("meta"),
+        threat=Threat(recipe.threat.norm, recipe.threat.eps),
+    )
+    batch = min(recipe.train.batch_size, images)
+    portion = -(-batch // recipe.train.accumulate)
+    storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
+    learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
+    activations, unknown = _activations(parts, portion, side, set(storages))
+    return Plan(
+        images=images,
+        classes=len(classes),
+        side=side,
+        missing=missing,
+        steps=recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size),
+        portion=portion,
+        sizes=build.count(everyone),
+        weights=sum(storages.values()),
+        training=learns * (3 if recipe.optim.use == "adamw" else 2),
+        activations=activations,
+        unknown=unknown,
+    )
+
+
+class _Ledger:
+    """Bytes that autograd graphs hold, by storage, and the most they ever held at once."""
+
+    def __init__(self, ignored: set[int]) -> None:
+        self.ignored, self.holders, self.now, self.peak = ignored, Counter[int](), 0, 0
+
+    def hold(self, tensor: Tensor) -> _Held:
+        return _Held(self, tensor)
+
+
+class _Held:
+    def __init__(self, ledger: _Ledger, tensor: Tensor) -> None:
+        self.ledger, self.tensor = ledger, tensor
+        self.key, self.bytes = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
+        ledger.holders[self.key] += 1
+        if ledger.holders[self.key] == 1 and self.key not in ledger.ignored:
+            ledger.now += self.bytes
+            ledger.peak = max(ledger.peak, ledger.now)
+
+    def __del__(self) -> None:
+        self.ledger.holders[self.key] -= 1
+        if self.ledger.holders[self.key] == 0 and self.key not in self.ledger.ignored:
+            self.ledger.now -= self.bytes
+
+
+def _activations(parts: Parts, portion: int, side: int, weights: set[int]) -> tuple[int | None, str]:
+    ledger = _Ledger(weights)
+    batch = Batch(
+        torch.zeros(portion, 3, side, side, device="meta"),
+        torch.zeros(portion, dtype=torch.long, device="meta"),
+        torch.zeros(portion, dtype=torch.long, device="meta"),
+    )
+    try:
+        parts.student.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(ledger.hold, lambda held: held.tensor):
+            for phase in parts.strategy.phases:
+                see = Step(
+                    batch,
+                    Clock(0, 1, 0),
+                    student=parts.student,
+                    teachers=parts.teachers,
+                    attack=parts.attack,
+                    threat=parts.threat,
+                    noise=Noise(0, "plan", 0, batch.samples),
+                )
+                phase(see).total().sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        return None, f"a part of this recipe needs values, not just shapes ({str(error).splitlines()[0]})"
+    return ledger.peak, ""
