@@ -229,7 +229,7 @@ def _draw_probes(axes: Axes, probes: Mapping[int, Mapping[str, Count]]) -> None:
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     if axes.lines:
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8)
 
 
 def _draw_rows(axes: Axes, rows: Sequence[Results]) -> None:
