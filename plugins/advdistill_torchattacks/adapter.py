@@ -21,9 +21,9 @@ _PORTION = 64  # images at a time where no gradient is asked; SPSA would send th
 class Face(nn.Module):
     """The attacked model as torchattacks may see it: images -> (B, C) float32 logits, for some rows of a problem.
 
-    It has no training mode to leave behind, keeps no graph unless pixels ask for one, and hands out copies, since
-    Square writes into the logits it gets. Any number of images may come: they are taken for the rows over and over,
-    which is how SPSA and OnePixel lay them out; others are never mistaken, for `Problem.predict` checks the ball.
+    It has no training mode to leave behind, and keeps no graph unless pixels ask for one; without a graph it hands out
+    copies, since Square writes into the logits it gets. However many images come, they are taken for the rows over and
+    over, as SPSA and OnePixel lay them out; where that is wrong no harm is done, for `Problem.predict` checks the ball.
     """
 
     def __init__(self, problem: Problem, rows: Tensor) -> None:
@@ -37,7 +37,7 @@ class Face(nn.Module):
         if images.requires_grad and torch.is_grad_enabled():
             images = images.view_as(images)
             images.register_hook(_never_zero)
-            return self._problem.predict(images, rows).float().clone()
+            return self._problem.predict(images, rows).float()
         with torch.no_grad():
             portion = max(_PORTION, len(self._rows))
             pairs = zip(images.split(portion), rows.split(portion), strict=True)

@@ -4,7 +4,7 @@ Pinned here:
 - pgd without random start equals torchattacks' PGD and PGDL2, step for step;
 - MMT-ARD's momentum: v <- m v + sign(g), a step along sign(v), the last iterate;
 - fgsm is one step of eps; from a random start it is 1.25 eps, cut to the ball;
-- random starts fill the ball: uniform in linf, uniform radius in l2;
+- random starts fill the ball: uniform in linf; in l2 a uniform radius, whatever the direction;
 - restarts keep each sample's best, and a restart's draws do not depend on how many there are;
 - in evaluation rows close as soon as an iterate broke them and are not asked about again;
 - no gradient is taken that nobody uses: `steps` of them a restart, and one look at the end only to compare restarts;
@@ -112,6 +112,8 @@ def test_random_starts_fill_the_ball():
     small = Threat("l2", 0.25)
     radius = small.size(random_start(of, small, noise(400)) - images) / small.eps
     assert (torch.histc(radius, 4, 0, 1) / 400 - 0.25).abs().max() < 0.08
+    first = ((random_start(of, small, noise(400)) - images)[:, 0, 0, 0] / radius).abs()
+    assert torch.corrcoef(torch.stack([radius, first]))[0, 1].abs() < 0.2
     again = small.size(random_start(of, small, noise(400), 1) - images) / small.eps
     assert torch.corrcoef(torch.stack([radius, again]))[0, 1].abs() < 0.2
 
