@@ -73,11 +73,11 @@ def attack(
     )
     if found.note:
         typer.echo(f"note: {found.note}", err=True)
-    keep: dict[str, Found] = {}
+    keep: Found | None = None
     if save_images is not None:
         from advdistill.engine.images import ImageFolder
 
-        keep["found"] = ImageFolder(save_images, found).keep
+        keep = ImageFolder(save_images, found).keep
     with progress() as show:
         results = evaluate(
             found.name,
@@ -87,7 +87,7 @@ def attack(
             seed=found.seed,
             batch_size=batch_size,
             progress=show,
-            **keep,
+            found=keep,
         )
     print_json(results.to_json()) if json else print_results([results])
 

@@ -102,11 +102,12 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
 
     for warning in recipe.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    data = f"{plan.images:,} images of {plan.side}x{plan.side}, {plan.classes:,} classes"
+    for missing in plan.missing:
+        typer.echo(f"not on this machine: {missing}", err=True)
     lines = [
         ("recipe", recipe.name),
         ("method", recipe.strategy.use),
-        ("data", f"{data} (assumed: {plan.missing})" if plan.missing else data),
+        ("data", f"{plan.images:,} images of {plan.side}x{plan.side}, {plan.classes:,} classes"),
         ("budget", f"{plan.steps:,} optimizer steps of {min(recipe.train.batch_size, plan.images)} images"),
         *((role, f"learns {a:,} of {b:,} parameters" if a else f"frozen, {b:,} parameters") for role, (a, b) in
           plan.sizes.items()),

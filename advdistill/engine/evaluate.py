@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 """`progress(protocol, done, total)` in samples."""
 
 Found = Callable[[str, Batch, Tensor, Tensor], None]
-"""`found(protocol, batch, images, right)`: the images that decided a batch, (B, 3, H, W), and the outcome, (B,) bool."""
+"""`found(protocol, batch, images, right)`: the images that decided a batch, (B, 3, H, W); the outcome, (B,) bool."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def evaluate(
     workers: int = 0,
     progress: Progress = lambda protocol, done, total: None,
     stored: Mapping[str, Any] | None = None,
-    found: Found = lambda protocol, batch, images, right: None,
+    found: Found | None = None,
 ) -> Results:
     """Take `participant` through `protocols`.
 
@@ -169,7 +169,8 @@ def evaluate(
             progress(protocol.name, sum(map(len, right)), len(indices))
             batch = to_device(batch, participant.model.device)
             held, images = correct(participant, batch, protocol, seed)
-            found(protocol.name, batch, images, held)
+            if found:
+                found(protocol.name, batch, images, held)
             right.append(held.cpu())
         progress(protocol.name, len(indices), len(indices))
         outcomes[protocol.name] = torch.cat(right)

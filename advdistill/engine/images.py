@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.io import write_png  # type: ignore[import-untyped]
 
 from advdistill.engine.data import Batch
 from advdistill.engine.subject import Subject
@@ -56,16 +56,21 @@ class ImageFolder:
         with participant.deployed(), torch.no_grad():
             said = participant.logits(images).argmax(1).tolist()
         stored = quantise(images, batch.images).cpu()
-        head = re.sub(r"[^\w.=-]+", "_", protocol)
+        head = _plain(protocol)
         try:
             (self._folder / head).mkdir(exist_ok=True)
             with (self._folder / f"{head}.jsonl").open("a", encoding="utf-8") as lines:
                 for i, sample in enumerate(batch.samples.tolist()):
                     label = names[int(batch.labels[i])]
-                    file = f"{head}/{sample:06d}-{re.sub(r'[^\w-]+', '_', label)}.png"
+                    file = f"{head}/{sample:06d}-{_plain(label)}.png"
                     write_png(stored[i], str(self._folder / file))
                     facts = {"file": file, "id": split.ids[sample], "label": label, "said": names[said[i]],
                              "withstood": bool(right[i])}  # fmt: skip
                     lines.write(json.dumps(facts, ensure_ascii=False) + "\n")
         except (OSError, RuntimeError) as error:
             raise RunError(f"cannot write images to {self._folder}: {error}", "choose another --save-images") from error
+
+
+def _plain(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^\w.=-]+", "_", name)

@@ -30,7 +30,8 @@ class Plan:
     """Answers of a dry run.
 
     Attributes:
-        images, classes, side: size of the training data. missing: why they are assumed (ImageNet's), if they are.
+        images, classes, side: size of the training data.
+        missing: what is not on this machine: data (then ImageNet's size is assumed), teachers (then not counted).
         steps: optimizer steps. portion: images that are worked on at a time.
         sizes: role -> (parameters that learn, parameters in all).
         weights, training, activations: bytes of all weights; of gradients and optimizer state; of the largest graph.
@@ -40,7 +41,7 @@ class Plan:
     images: int
     classes: int
     side: int
-    missing: str
+    missing: list[str]
     steps: int
     portion: int
     sizes: dict[str, tuple[int, int]]
@@ -56,20 +57,26 @@ class Plan:
 
 def plan(recipe: Recipe, registry: Registry) -> Plan:
     """Plan a run. No weight is read; data is scanned where it is there."""
-    missing, images, classes, side = "", _ASSUMED_IMAGES, None, _ASSUMED_SIDE
+    images, classes, side = _ASSUMED_IMAGES, None, _ASSUMED_SIDE
+    missing: list[str] = []
     try:
         dataset: Dataset = build.component(registry, recipe.data)
         split: Split = dataset.split("train")
         images, classes, side = len(split), dataset.classes, split.load(0).shape[-1]
     except DataError as error:
-        missing = error.message
+        missing.append(f"data: {error.message}; ImageNet's size is assumed")
     classes = classes or ClassSet(tuple(f"class {i}" for i in range(_ASSUMED_CLASSES)), ("a photo of a {}.",))
 
     def join(block: Any, learns: bool) -> Participant:
         return Participant(build.model(registry, block, weights=False), classes, learns=learns)
 
     student = join(recipe.student, True)
-    teachers = {role: join(block, block.train) for role, block in recipe.teachers.items()}
+    teachers = {}
+    for role, block in recipe.teachers.items():
+        try:
+            teachers[role] = join(block, block.train)
+        except DataError as error:
+            missing.append(f"{role} teacher: {error.message}; it is not counted")
     everyone = {"student": student, **teachers}
     parts = Parts(
         device=torch.device("meta"),
@@ -85,7 +92,10 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     portion = -(-batch // recipe.train.accumulate)
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
-    activations, unknown = _activations(parts, portion, side, set(storages))
+    if teachers.keys() == recipe.teachers.keys():
+        activations, unknown = _activations(parts, portion, side, set(storages))
+    else:
+        activations, unknown = None, "that takes all teachers"
     return Plan(
         images=images,
         classes=len(classes),
