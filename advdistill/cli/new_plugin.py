@@ -74,7 +74,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         raise UsageError(f"{name!r} is not a name", "Lower case, words joined by hyphens, like my-attack.")
     taken = next((entry for entry in default_registry().entries(kind) if entry.spec.name == name), None)
     if taken:
-        raise UsageError(f"there is a {kind} named {name!r} already, in {taken.plugin.label}", "Choose another name.")
+        raise UsageError(f"{kind} {name!r} is there already, in {taken.plugin.label}", "Choose another name.")
     cls = "".join(word.capitalize() for word in name.split("-"))
     if not cls.endswith(kind.capitalize()):
         cls += kind.capitalize()

@@ -157,7 +157,7 @@ def _type(schema: dict[str, Any]) -> str:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
     if "anyOf" in schema:
         kinds = {part.get("type") for part in schema["anyOf"]}
-        return "distance" if kinds == {"number", "string"} else " | ".join(map(_type, schema["anyOf"]))
+        return "distance" if kinds == {"number", "string"} else " or ".join(map(_type, schema["anyOf"]))
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}" if "items" in schema else "list"
     names = {"integer": "int", "number": "float", "boolean": "bool", "string": "text", "object": "map"}

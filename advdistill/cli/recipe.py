@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advdistill.cli.options import Json, Overrides, PluginFiles, RecipeName, examples, registry_with
 from advdistill.cli.output import print_columns, print_json
 from advdistill.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
 
 app = typer.Typer(
     help="List, show, check, compare, copy recipes.",
@@ -109,7 +113,7 @@ def copy(
 ) -> None:
     """Copy a recipe to edit, comments and all."""
     from advdistill.hooks.registry import default_registry
-    from advdistill.recipe.loader import find_recipe, read_recipe
+    from advdistill.recipe.loader import find_recipe
 
     registry = default_registry()
     source = find_recipe(recipe, registry)
@@ -117,19 +121,17 @@ def copy(
     target = target / source.name if target.is_dir() else target
     if target.exists() and not overwrite:
         raise UsageError(
-            f"{target} is there already", f"Choose another name, or: recipe copy {recipe} {target} --overwrite"
+            f"{target} is there already",
+            f"Choose another name, or: advdistill recipe copy {recipe} {target} --overwrite",
         )
+    text = _moved(source, target.parent, registry)
     try:
-        target.write_bytes(source.read_bytes())
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"cannot write {target}: {error.strerror}", "Choose a folder that you may write to."
         ) from error
     typer.echo(str(target))
-    try:
-        read_recipe(target, registry)
-    except RecipeError as error:
-        typer.echo(f"warning: {error.message}", err=True)
 
 
 @app.command(
@@ -143,6 +145,27 @@ def schema(plugin: PluginFiles = None) -> None:
     from advdistill.recipe.schema import recipe_schema
 
     print_json(recipe_schema(registry_with(plugin)))
+
+
+def _moved(source: Path, folder: Path, registry: Registry) -> str:
+    """The text of `source` so that it still extends the same recipe when it lies in `folder`."""
+    from advdistill.recipe.loader import find_recipe, read_recipe
+
+    read_recipe(source, registry)
+    text = source.read_text(encoding="utf-8-sig")
+    line = re.search(r"^extends:[ \t]*(?P<parent>[^#\n]*?)[ \t]*(#.*)?$", text, flags=re.MULTILINE)
+    if line is None:
+        return text
+    parent = find_recipe(line["parent"].strip("\"'"), registry, beside=source.parent).resolve()
+    for name in (line["parent"].strip("\"'"), parent.stem):
+        try:
+            if find_recipe(name, registry, beside=folder).resolve() == parent:
+                break
+        except RecipeError:
+            continue
+    else:
+        name = str(parent)
+    return text[: line.start("parent")] + name + text[line.end("parent") :]
 
 
 def _summary(file: Path) -> str:
