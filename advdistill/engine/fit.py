@@ -106,7 +106,8 @@ class Run:
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
-        before = self.examiner.before()
+        with self._aside():
+            before = self.examiner.before()
         with _asked_to_stop() as asked:
             self._learn(asked)
         rows = self._conclude(before)
@@ -187,8 +188,13 @@ class Run:
             for batch in read(self.split, left, workers=train.workers, augment_key=(seed, "augment", epoch)):
                 yield to_device(batch, self.parts.device)
 
+    def _aside(self) -> contextlib.AbstractContextManager[None]:
+        """What is measured moves no generator of the training's: it is not measured again the same way on resuming."""
+        return torch.random.fork_rng([self.parts.device] if self.parts.device.type == "cuda" else [])
+
     def _probe(self) -> None:
-        score = self.examiner.probe(self.clock)
+        with self._aside():
+            score = self.examiner.probe(self.clock)
         if score > self.best:
             self.best = score
             self._write("best.safetensors")

@@ -26,7 +26,7 @@ def save(
         tensors["rng.cuda"] = torch.cuda.get_rng_state(parts.device)
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-    facts = {"format": checkpoint.FORMAT, "recipe": tree, "step": step, "best": best}
+    facts = {"format": checkpoint.FORMAT, "recipe": _anywhere(tree), "step": step, "best": best}
     checkpoint.write(path, tensors, facts)
 
 
@@ -40,7 +40,7 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
         DataError: the file is damaged, or belongs to another recipe or to other parts.
     """
     facts, tensors = checkpoint.read(path)
-    if facts["recipe"] != tree:
+    if facts["recipe"] != _anywhere(tree):
         raise DataError(f"{path} belongs to another recipe than the run's", "resume it with the recipe.yaml beside it")
 
     def under(prefix: str) -> dict[str, Tensor]:
@@ -62,3 +62,8 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
     if "rng.cuda" in tensors and parts.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng.cuda"], parts.device)
     return facts["step"], facts["best"]
+
+
+def _anywhere(tree: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the folder's place, which may have changed or be spelled differently."""
+    return {**tree, "save": {key: value for key, value in tree["save"].items() if key != "dir"}}
