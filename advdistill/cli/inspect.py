@@ -39,7 +39,7 @@ def inspect(
     typer.echo(
         f"{'tensors':<12} {totals['count']:,} with {totals['parameters']:,} values, {totals['bytes'] / 2**20:.2f} MiB"
     )
-    rows = list(_results(facts.get("results") or []))
+    rows = _results(facts)
     if rows:
         typer.echo()
         print_columns(
@@ -77,9 +77,12 @@ def _owner(record: dict[str, Any]) -> str:
     return f"{record['dist']} {record['version']}" if record.get("dist") else f"{record.get('file')}"
 
 
-def _results(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each subject with its accuracy by protocol, as text."""
-    names = list(dict.fromkeys(name for row in rows for name in row["protocols"]))
+def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each subject with its accuracy by protocol, as text; protocols in the order of the recipe."""
+    rows = facts.get("results") or []
+    wanted = [protocol["name"] for protocol in facts.get("recipe", {}).get("evaluate", {}).get("protocols", [])]
+    measured = dict.fromkeys(name for row in rows for name in row["protocols"])
+    names = [*(name for name in wanted if name in measured), *(name for name in measured if name not in wanted)]
     return [
         {
             "subject": row["subject"],

@@ -198,7 +198,9 @@ class Registry:
             message += f"; did you mean {close[0]!r}?"
         # A broken plugin's names cannot be known. Unless this is all but surely a misspelling, it is the likely owner.
         if suspects and not difflib.get_close_matches(name, known, n=1, cutoff=0.7):
-            return PluginError(message, "Repair or reinstall that plugin, or correct the name.")
+            error = PluginError(message, "Repair or reinstall that plugin, or correct the name.")
+            error.__cause__ = suspects[0].error
+            return error
         return RecipeError(message, f"Known: {', '.join(known) or 'none'}.")
 
 

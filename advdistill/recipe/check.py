@@ -47,21 +47,32 @@ class Check:
     def __init__(self, root: Node, registry: Registry, provided: Mapping[str, Mapping[str, str]]) -> None:
         self.root, self.registry, self.provided = root, registry, provided
         self.problems: list[Problem] = []
+        self.blame: BaseException | None = None
         self.warnings: list[str] = []
         self.entries: dict[KeyPath, Entry] = {}
         self.blocks: dict[KeyPath, Block] = {}
 
-    def fail(self, path: KeyPath, message: str, *, key: bool = False, hint: str = "", plugin: bool = False) -> None:
-        """Note a problem at `path`, or as near to it as the recipe says anything; `key`: at the key, not the value."""
+    def fail(
+        self, path: KeyPath, message: str, *, key: bool = False, hint: str = "", blame: BaseException | None = None
+    ) -> None:
+        """Note a problem at `path`, or as near to it as the recipe says anything.
+
+        Args:
+            key: at the key, not the value.
+            blame: what a plugin raised; the problem lies with it, not with the recipe.
+        """
         node = self.root.nearest(path)
         mark = node.key if node.key and (key or node is not self.root.at(path)) else node.mark
-        self.problems.append(Problem(mark, dotted(path), message, hint, plugin))
+        self.problems.append(Problem(mark, dotted(path), message, hint, plugin=blame is not None))
+        self.blame = self.blame or blame
 
     def raise_if_any(self) -> None:
         """Raise what was found: PluginError if plugins alone are to blame, else InvalidRecipe."""
         if self.problems:
             error = InvalidRecipe(self.problems)
-            raise PluginError(error.message, error.hint) if all(p.plugin for p in self.problems) else error
+            raise (
+                PluginError(error.message, error.hint) if all(p.plugin for p in self.problems) else error
+            ) from self.blame
 
     def shape(self) -> RecipeModel | None:
         """Phase 2: the host's own keys."""
@@ -91,7 +102,7 @@ class Check:
             try:
                 config_class = self.registry.load(entry.spec, "config") or Config
             except PluginError as error:
-                self.fail((*path, "use"), error.message, hint=error.hint, plugin=True)
+                self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
                 continue
             node = self.root.nearest(path)
             own = {"use", "train"} if path[0] == "teachers" else {"use"}
@@ -135,11 +146,11 @@ class Check:
                 for key, message in check(block.config, recipe) if check else ():
                     self.fail((*path, *str(key).split(".")) if key else path, message)
             except PluginError as error:
-                self.fail(path, error.message, hint=error.hint, plugin=True)
+                self.fail(path, error.message, hint=error.hint, blame=error)
             except UserError as error:
                 self.fail(path, error.message, hint=error.hint)
             except Exception as error:
-                self.fail(path, f"the check of {block.qualified} failed: {type(error).__name__}: {error}", plugin=True)
+                self.fail(path, f"the check of {block.qualified} failed: {type(error).__name__}: {error}", blame=error)
 
     def _validated(self, model: type[_Section], node: Node, path: KeyPath, hint: str = "") -> _Section | None:
         """`node` as a `model`, its problems noted with paths below `path`."""
@@ -171,15 +182,15 @@ class Check:
     def _unknown(self, path: KeyPath, error: RecipeError | PluginError) -> None:
         record = self.provided.get(dotted(path[:-1]))
         if record is None or record["dist"] == "advdistill":
-            self.fail(path, error.message, hint=error.hint, plugin=isinstance(error, PluginError))
+            self.fail(path, error.message, hint=error.hint, blame=error if isinstance(error, PluginError) else None)
         elif record["dist"]:
             dist, version = record["dist"], record["version"]
             message = f"{record['kind']} {record['name']!r} comes from the package {dist} {version}: {error.message}"
-            self.fail(path, message, hint=f"Install it: pip install {dist}=={version}.", plugin=True)
+            self.fail(path, message, hint=f"Install it: pip install {dist}=={version}.", blame=error)
         else:
             message = f"{record['kind']} {record['name']!r} comes from the single file {record['plugin']}.py"
             hint = f"Give that file with --plugin (its sha256 was {record['sha256'][:12]}…)."
-            self.fail(path, message, hint=hint, plugin=True)
+            self.fail(path, message, hint=hint, blame=error)
 
     def _length(self, train: Train) -> None:
         if train.steps and train.epochs:

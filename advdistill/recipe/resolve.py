@@ -175,7 +175,7 @@ def _with_plugins(check: Check, root: Node, registry: Registry, strict: bool) ->
             registry = registry.with_files([item.value])
         except PluginError as error:
             if strict:
-                check.fail(("plugins", index), error.message, hint=error.hint, plugin=True)
+                check.fail(("plugins", index), error.message, hint=error.hint, blame=error)
             else:
                 check.warnings.append(f"the plugin file {item.value} is not there any more")
     loaded = {plugin.name: plugin.sha256 for plugin in registry.plugins if plugin.file}

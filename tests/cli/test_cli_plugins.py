@@ -126,6 +126,7 @@ FACTS = {
         "strategy": {"use": "mmt-ard"},
         "teachers": {"clean": {"use": "clip"}},
         "threat": {"norm": "linf", "eps": "8/255"},
+        "evaluate": {"protocols": [{"name": "clean"}, {"name": "PGD-20"}]},
     },
     "base": {"model": "ViT-B-32-quickgelu", "weights": "openai", "fingerprint": "abc123"},
     "activation": "quick_gelu",
@@ -136,8 +137,8 @@ FACTS = {
     "versions": {"advdistill": "0.1.0", "torch": "2.5"},
     "plugins": [{"dist": "advdistill", "version": "0.1.0"}, {"dist": "", "file": "own.py"}],
     "results": [
-        {"subject": "undefended", "protocols": {"clean": {"accuracy": 0.98}}},
-        {"subject": "student", "protocols": {"clean": {"accuracy": 0.97}, "PGD-20": {"accuracy": 0.75}}},
+        {"subject": "undefended", "protocols": {"zoo": {"accuracy": 0.5}, "clean": {"accuracy": 0.98}}},
+        {"subject": "student", "protocols": {"PGD-20": {"accuracy": 0.75}, "clean": {"accuracy": 0.97}}},
     ],
 }
 
@@ -174,9 +175,9 @@ def test_inspect(cli: Cli) -> None:
         f"format       {FORMAT}\n"
         "tensors      2 with 131,073 values, 0.50 MiB\n"
         "\n"
-        "RESULTS     clean   PGD-20\n"
-        "undefended  98.0 %  -\n"
-        "student     97.0 %  75.0 %\n"
+        "RESULTS     clean   PGD-20  zoo\n"
+        "undefended  98.0 %  -       50.0 %\n"
+        "student     97.0 %  75.0 %  -\n"
     )
     told = json.loads(cli("inspect", "c.safetensors", "--json").out)
     assert told["facts"] == FACTS

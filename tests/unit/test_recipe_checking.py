@@ -186,8 +186,12 @@ def test_only_missing_plugins_is_a_plugin_error(tmp_path: Path) -> None:
 def test_a_broken_plugin_carries_its_cause(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE)
     broken = Plugin("broken", "broken-dist", "0.3", error=ImportError("no module named torchhh"))
-    with pytest.raises(PluginError, match=r"broken \(broken-dist 0\.3\): ImportError: no module named torchhh"):
+    with pytest.raises(
+        PluginError, match=r"broken \(broken-dist 0\.3\): ImportError: no module named torchhh"
+    ) as caught:
         load_recipe(tmp_path / "r.yaml", ["attack={use: novel}"], Registry([*registry().plugins, broken]))
+    assert isinstance(caught.value.__cause__, PluginError)
+    assert caught.value.__cause__.__cause__ is broken.error
     load_recipe(tmp_path / "r.yaml", [], Registry([*registry().plugins, broken]))
 
 
