@@ -49,6 +49,8 @@ _ZOO: tuple[tuple[str, frozenset[str], str, str], ...] = (
     ("Pixle", frozenset({"l0"}), "Copies patches of pixels elsewhere", "2202.02236"),
 )
 
+_MEASURES_ONLY = {"APGD", "APGDT", "Square"}
+
 
 @hookimpl
 def advdistill_attacks() -> Iterable[AttackSpec]:
@@ -57,6 +59,7 @@ def advdistill_attacks() -> Iterable[AttackSpec]:
             name=f"ta-{name.lower()}",
             target="advdistill_torchattacks.adapter:Torchattack",
             config=f"advdistill_torchattacks.configs:{name}",
+            check="advdistill_torchattacks.checks:measures_only" if name in _MEASURES_ONLY else None,
             norms=norms,
             summary=f"{summary} (torchattacks)",
             reference=f"https://arxiv.org/abs/{paper}" if paper else "",
