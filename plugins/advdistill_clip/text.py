@@ -9,7 +9,7 @@ way: every sentence at full length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -66,7 +66,7 @@ def tower_of(model: nn.Module) -> Tower | None:
     """The text tower of an open_clip model; None where it is of a kind whose parts we do not know (they take no
     prompts and the plain way: Hugging Face towers, CoCa's, towers with padding masks)."""
     root = getattr(model, "text", model)
-    if isinstance(root, TextTransformer) and (root.cls_emb is not None or root.use_pad_mask):
+    if isinstance(root, TextTransformer) and (root.cls_emb is not None or getattr(root, "use_pad_mask", False)):
         return None
     if root is not model and not isinstance(root, TextTransformer):
         return None
@@ -168,23 +168,23 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor,
         k, v: (N, d).
         prefix_k, prefix_v: (heads, P, d / heads).
     """
-    ends_only = len(q) < len(k)
-    mixed, row, first = [], 0, 0
-    for count, length in pack.groups:
-        queries = 1 if ends_only else length
+    seen, ends_only = prefix_k.shape[1], len(q) < len(k)
 
-        def grouped(x: Tensor, at: int, tokens: int, count: int = count) -> Tensor:
-            return split_heads(x[at : at + count * tokens].unflatten(0, (count, tokens)), heads)
+    def groups(x: Tensor, one_each: bool = False) -> Iterator[Tensor]:
+        sizes = [(count, 1 if one_each else length) for count, length in pack.groups]
+        parts = x.split([count * length for count, length in sizes])
+        return (split_heads(part.unflatten(0, size), heads) for part, size in zip(parts, sizes, strict=True))
 
-        keys = torch.cat([prefix_k.expand(count, -1, -1, -1), grouped(k, row, length)], dim=2)
-        values = torch.cat([prefix_v.expand(count, -1, -1, -1), grouped(v, row, length)], dim=2)
-        seen = prefix_k.shape[1]
-        mask = None
-        if queries > 1:
+    def after(prefix: Tensor, own: Tensor) -> Tensor:
+        return torch.cat([prefix.expand(len(own), -1, -1, -1), own], dim=2)
+
+    mixed = []
+    for queries, keys, values in zip(groups(q, ends_only), groups(k), groups(v), strict=True):
+        length, mask = queries.shape[2], None
+        if length > 1:
             mask = torch.ones(length, seen + length, dtype=torch.bool, device=q.device).tril(seen)
-        out = F.scaled_dot_product_attention(grouped(q, first, queries), keys, values, attn_mask=mask)
+        out = F.scaled_dot_product_attention(queries, after(prefix_k, keys), after(prefix_v, values), attn_mask=mask)
         mixed.append(join_heads(out).flatten(0, 1))
-        row, first = row + count * length, first + count * queries
     return torch.cat(mixed)
 
 
