@@ -190,6 +190,8 @@ def test_any_kind_builds_without_weights(tmp_path, kind):
     clip = Clip.from_config(configs.Clip(**parts.source), weights=False)
     assert all(p.is_meta for p in clip.parameters())
     assert sum(p.numel() for p in clip.parameters()) == sum(p.numel() for p in parts.model.parameters())
+    logits = clip.predict(torch.rand(2, 3, 40, 40, device="meta"), clip.prepare(CLASSES))
+    assert logits.shape == (2, 4) and logits.is_meta
 
 
 @pytest.mark.parametrize("name", ["prompts", "lora", "tune", "tune all"])
