@@ -63,7 +63,12 @@ def list_plugins(json: Json = False, plugin: PluginFiles = None) -> None:
     )
 )
 def show(
-    name: Annotated[str, typer.Argument(metavar="[KIND:]NAME", autocompletion=complete_plugin)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[KIND:]NAME", help="A component, like pgd or attack:pgd.", autocompletion=complete_plugin
+        ),
+    ],
     json: Json = False,
     plugin: PluginFiles = None,
 ) -> None:

@@ -6,21 +6,26 @@ Guarantees:
 - unknown keys, names and choices get a suggestion; missing keys say what they are for; types are told in plain words;
 - each cross-check fires where it should, and nowhere on the good recipe;
 - a recipe that could only fail for want of a plugin is a PluginError (4), every other one a RecipeError (3);
-- an attack that cannot reach eps is a warning.
+- an attack that cannot reach eps is a warning;
+- whatever value stands wherever, the outcome is a recipe or a UserError.
 """
 
 from __future__ import annotations
 
+import copy
+import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipe_parts import RECIPE, load, registry
 
-from advdistill.errors import PluginError, RecipeError
+from advdistill.errors import PluginError, RecipeError, UserError
 from advdistill.hooks.manager import Plugin
 from advdistill.hooks.registry import Registry
-from advdistill.recipe.nodes import InvalidRecipe
-from advdistill.recipe.resolve import load_recipe
+from advdistill.recipe.nodes import InvalidRecipe, parse
+from advdistill.recipe.resolve import load_recipe, resolve_tree
 
 
 def test_the_good_recipe_has_no_problem_and_no_warning(tmp_path: Path) -> None:
@@ -205,3 +210,29 @@ def test_a_check_that_fails_is_its_plugins_fault(tmp_path: Path) -> None:
     )
     with pytest.raises(PluginError, match=r"data: the check of own:own failed: KeyError: 'oops'"):
         load(RECIPE, tmp_path, f"plugins=[{plugin}]", "data.use=own")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_whatever_stands_wherever_is_a_recipe_or_a_user_error() -> None:
+    values = [None, True, -1, 1.5, float("nan"), 10**30, "x", "", [], {}, [None], {"use": "climb"}, {"use": ["a"]}]
+    everyone, good = registry(), parse(RECIPE, "r").plain()
+    draw, outcomes = random.Random(0), set()
+    for tree in (good, dict(resolve_tree(good, everyone, "r").tree)):
+        for path in places(tree):
+            for value in draw.sample(values, 4):
+                changed: Any = copy.deepcopy(tree)
+                place = changed
+                for step in path[:-1]:
+                    place = place[step]
+                place[path[-1]] = value
+                try:
+                    resolve_tree(changed, everyone, "r")
+                    outcomes.add("recipe")
+                except UserError:
+                    outcomes.add("error")
+    assert outcomes == {"recipe", "error"}
