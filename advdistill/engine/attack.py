@@ -177,6 +177,10 @@ class _View(nn.Module):
         return self
 
 
+class NotFinite(RunError):
+    """Numbers overflowed, or the model's weights have."""
+
+
 class Attack(ABC):
     """An attack on pixels. Subclasses write `run`; what it returns is not trusted but projected again.
 
@@ -200,5 +204,5 @@ class Attack(ABC):
                 f"attack {type(self).__name__} returned {tuple(images.shape)} for images {tuple(problem.images.shape)}"
             )
         if not images.is_meta and not torch.isfinite(images).all():  # a plan has shapes and no values
-            raise RunError(f"attack {type(self).__name__} returned pixels that are not finite")
+            raise NotFinite(f"attack {type(self).__name__} returned pixels that are not finite")
         return problem.outcome(images)

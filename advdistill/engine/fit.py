@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from advdistill.engine import build, checkpoint, optim, resume
-from advdistill.engine.attack import Noise
+from advdistill.engine.attack import Noise, NotFinite
 from advdistill.engine.data import Batch, epoch_order, read, steps_per_epoch
 from advdistill.engine.evaluate import Results, to_device
 from advdistill.engine.events import (
@@ -138,6 +138,8 @@ class Run:
                 self._probe()
             stopping = asked() and self.step < self.steps
             if stopping or self.step == self.steps or (save_every and self.step % save_every == 0):
+                if not self._sound():
+                    self._give_up(f"not finite after step {self.step}: weights")
                 self._save()
             if stopping:
                 self._stop()
@@ -148,7 +150,10 @@ class Run:
         sums: Counter[str] = Counter()
         portion = -(-len(batch) // self.recipe.train.accumulate)
         for start in range(0, len(batch), portion):
-            losses = phase(self._see(batch[start : start + portion]))
+            try:
+                losses = phase(self._see(batch[start : start + portion]))
+            except NotFinite as error:
+                self._give_up(f"{error.message}, at step {self.step + 1}")
             sums.update({name: value.item() for name, value in losses.sums().items()})
             self._check(sums)
             (losses.total().sum() / len(batch)).backward()
@@ -235,16 +240,24 @@ class Run:
 
     def _check(self, values: Mapping[str, float]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad:
-            return
+        if bad:
+            self._give_up(f"not finite at step {self.step + 1}: {', '.join(bad)}")
+
+    def _give_up(self, why: str) -> NoReturn:
+        """Stop, with the last good state on disk: the present one, unless an update has ruined it."""
         for learner in self.parts.learners.values():
             learner.discard()
-        self._save()
-        self.tell(RunStopped(self.clock, f"not finite: {', '.join(bad)}", None))
-        raise RunError(
-            f"not finite at step {self.step + 1}: {', '.join(bad)}",
-            f"the weights after step {self.step} are in {self.folder.path}; lower optim.lr or set optim.clip_norm",
-        )
+        kept = "what was saved last"
+        if self._sound():
+            self._save()
+            kept = f"the state after step {self.step}"
+        self.tell(RunStopped(self.clock, why, None))
+        raise RunError(why, f"{kept} is in {self.folder.path}; lower optim.lr or set optim.clip_norm")
+
+    def _sound(self) -> bool:
+        """Whether all that was learned is finite."""
+        tensors = checkpoint.learned(self.parts.student, self.parts.teachers).values()
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def _stop(self) -> None:
         command = f"advdistill train --resume {self.folder.path}"

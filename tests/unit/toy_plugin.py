@@ -53,7 +53,7 @@ class Poison(Config):
     step: int
     """Optimizer steps that go well before."""
     where: str = "loss"
-    """`loss`, or `gradient`, which alone is not finite."""
+    """`loss`, `gradient` or `weights`: what alone is not finite at first."""
 
 
 class Poisoned(Strategy):
@@ -64,7 +64,9 @@ class Poisoned(Strategy):
         if s.clock.step < self.config.step:
             return Losses(healthy=healthy, poison=0 * healthy)
         if self.config.where == "gradient":
-            return Losses(healthy=healthy, poison=(healthy - healthy.detach()).clamp_min(0).sqrt())
+            return Losses(healthy=healthy, poison=(healthy - healthy.detach()).sqrt())
+        if self.config.where == "weights":  # with a learning rate to match
+            return Losses(healthy=healthy, poison=healthy * 1e12)
         return Losses(healthy=healthy, poison=healthy * torch.nan)
 
 
