@@ -52,7 +52,8 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}", "choose another save.dir=…") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf, not flock: workers that decode images would inherit a flock and outlive a killed run by seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise RunError(

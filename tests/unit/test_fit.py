@@ -5,7 +5,7 @@
   weights that have become infinite never replace it.
 - SIGTERM finishes the step in hand, saves, and says how to go on; exit code 130.
 - A folder belongs to one run at a time; a run in it is never overwritten unasked; one that cannot be written is
-  told.
+  told. The processes that a killed run leaves behind do not hold it.
 - A full disk while saving stops the run; what was saved before is whole, and the run can go on from it.
 - The radius grows, the learning rate warms up and falls, groups have their own rates, only matrices decay.
 - `best.safetensors` holds the weights that the probe liked best, and measuring them leaves the last ones alone.
@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +180,36 @@ def test_a_polite_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: 
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    made = run_parts.recipe(tmp_path)
-    with RunFolder(made, resume=False, overwrite=False):
+    made, folder = run_parts.recipe(tmp_path), tmp_path / "run"
+    folder.mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "1\n"
         for how in ({"resume": True}, {"overwrite": True}, {}):
             with pytest.raises(RunError, match="another run is writing") as told:
                 run_parts.train(made, **how)
             assert "save.dir" in told.value.hint
+        other.communicate("\n")
+    run_parts.train(made)
+
+
+def test_the_workers_of_a_killed_run_do_not_hold_its_folder(tmp_path: Path) -> None:
+    made = run_parts.recipe(tmp_path)
+    wait, release = os.pipe()
+    killed = os.fork()
+    if killed == 0:
+        with RunFolder(made, resume=False, overwrite=False):
+            if os.fork() == 0:
+                os.close(release)
+                os.read(wait, 1)  # like a worker that has not noticed yet
+                os._exit(0)
+            (tmp_path / "begun").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert (tmp_path / "begun").exists()
     run_parts.train(made, resume=True)
+    os.close(release)
+    os.close(wait)
 
 
 def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
