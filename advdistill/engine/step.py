@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from advdistill.errors import UsageError
 
 class Participant:
     """A model that takes part in a run: its classes tokenised, its class features kept while they are valid.
+
+    Attributes:
+        attacked: it learns, but an attack is under way, to which it is a constant.
 
     Args:
         model: on its device.
@@ -44,6 +47,7 @@ class Participant:
         for parameter in self.trainable.values():
             parameter.requires_grad_()
         model.eval()
+        self.attacked = False
         self._encoded: Tensor | None = None
         self._handed: Tensor | None = None
 
@@ -88,7 +92,7 @@ class Participant:
         if not isinstance(self.model, Factored):
             raise UsageError(f"{type(self.model).__name__} has no image features apart from its classes")
         with self._autocast():
-            return self.model.features(images).float()
+            return _full(self.model.features(images))
 
     def logits(self, images: Tensor, features: Callable[[], Tensor] | None = None, constant: bool = False) -> Tensor:
         """(B, C) float32 logits.
@@ -100,7 +104,7 @@ class Participant:
         """
         if not isinstance(self.model, Factored):
             with self._autocast():
-                return self.model.predict(images, self.prepared).float()
+                return _full(self.model.predict(images, self.prepared))
         classifier = self.classifier()
         return self.model.logits(
             features() if features else self.features(images), classifier.detach() if constant else classifier
@@ -109,8 +113,12 @@ class Participant:
     @contextlib.contextmanager
     def under_attack(self) -> Iterator[None]:
         """Attack mode, and no parameter asks for gradients: the graph holds what pixels need and nothing else."""
-        with self.model.attacked(), self._constant():
-            yield
+        self.attacked = self.learns
+        try:
+            with self.model.attacked(), self._constant():
+                yield
+        finally:
+            self.attacked = False
 
     @contextlib.contextmanager
     def deployed(self) -> Iterator[None]:
@@ -146,23 +154,37 @@ class Participant:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
 
+def _full(tensor: Tensor) -> Tensor:
+    """Never less than float32, which autocast gives; a model in float64 keeps it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class Output:
     """What a model says of some images, computed when it is looked at."""
 
-    def __init__(self, participant: Participant, images: Tensor, *, grad: bool, attacking: bool) -> None:
-        self._participant, self._images, self._grad, self._attacking = participant, images, grad, attacking
+    def __init__(self, participant: Participant, images: Tensor) -> None:
+        self._participant, self._images = participant, images
+        self._known: dict[tuple[str, bool], Tensor] = {}
 
-    @cached_property
+    @property
     def features(self) -> Tensor:
         """(B, D) image features, not normalised; builds no classifier."""
-        with torch.set_grad_enabled(self._grad):
-            return self._participant.features(self._images)
+        return self._look("features", lambda: self._participant.features(self._images))
 
-    @cached_property
+    @property
     def logits(self) -> Tensor:
         """(B, C) at the model's own scale."""
-        with torch.set_grad_enabled(self._grad):
-            return self._participant.logits(self._images, lambda: self.features, constant=self._attacking)
+        said = partial(self._participant.logits, self._images, lambda: self.features)
+        return self._look("logits", lambda: said(constant=self._participant.attacked))
+
+    def _look(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
+        # An output may be made before an attack, looked at in its objective, and used in the loss afterwards.
+        attacked = self._participant.attacked
+        if (what, attacked) not in self._known:
+            grad = self._images.requires_grad or (self._participant.learns and not attacked)
+            with torch.set_grad_enabled(grad):
+                self._known[what, attacked] = compute()
+        return self._known[what, attacked]
 
     @property
     def log_probs(self) -> Tensor:
@@ -181,7 +203,7 @@ class Output:
     def cosine(self, labels: Tensor) -> Tensor:
         """(B,) cosine of image and label's class feature, in [-1, 1]."""
         classifier = self._participant.classifier()
-        rows = (classifier.detach() if self._attacking else classifier)[labels]
+        rows = (classifier.detach() if self._participant.attacked else classifier)[labels]
         return (F.normalize(self.features, dim=-1) * rows).sum(-1)
 
     def detach(self) -> Output:
@@ -197,11 +219,11 @@ class _Mapped(Output):
     def __init__(self, source: Output, change: Callable[[Tensor], Tensor]) -> None:
         self._source, self._change = source, change
 
-    @cached_property
+    @property
     def features(self) -> Tensor:
         return self._change(self._source.features)
 
-    @cached_property
+    @property
     def logits(self) -> Tensor:
         return self._change(self._source.logits)
 
@@ -236,9 +258,8 @@ class Step:
         self.images, self.labels, self.clock = batch.images, batch.labels, clock
         self._student, self._teachers = student, teachers
         self._attack, self._threat, self._noise = attack, threat, noise
-        self._attacking = False
         self._known: list[Tensor] = [self.images]
-        self._said: dict[tuple[int, int, bool], Output] = {}
+        self._said: dict[tuple[int, int], Output] = {}
 
     def student(self, images: Tensor) -> Output:
         """What the student says of (n, 3, H, W) images."""
@@ -271,27 +292,15 @@ class Step:
             self._threat,
         )
         noise = self._noise if rows is None else self._noise.of(rows)
-        self._attacking = True
-        try:
-            with contextlib.ExitStack() as stack:
-                for participant in (self._student, *self._teachers.values()):
-                    stack.enter_context(participant.under_attack())
-                found = self._attack(problem, self._threat, noise)
-        finally:
-            self._attacking = False
-            # Constants of the objective were computed in attack mode; they are not the loss's.
-            self._said = {key: output for key, output in self._said.items() if not key[2]}
+        with contextlib.ExitStack() as stack:
+            for participant in (self._student, *self._teachers.values()):
+                stack.enter_context(participant.under_attack())
+            found = self._attack(problem, self._threat, noise)
         images = self.images.index_copy(0, chosen, found)
         self._known.append(images)
         return images
 
     def _ask(self, participant: Participant, images: Tensor) -> Output:
-        attacking = self._attacking and participant.learns
-        grad = images.requires_grad or (participant.learns and not self._attacking)
-        output = partial(Output, participant, images, grad=grad, attacking=self._attacking)
         if not any(images is known for known in self._known):
-            return output()
-        key = (id(participant), id(images), attacking)
-        if key not in self._said:
-            self._said[key] = output()
-        return self._said[key]
+            return Output(participant, images)
+        return self._said.setdefault((id(participant), id(images)), Output(participant, images))
