@@ -1,0 +1,103 @@
+"""The shipped recipes on tiny parts.
+
+Guarantees:
+- every recipe on disk can be named, nine in all, and is valid as it stands, without a warning;
+- every file of a package that a recipe names is shipped;
+- each takes two steps: with tiny models where it names large ones, and a made-up ImageNet where it wants the real one,
+  all else as it stands; losses are finite, something was learned, and every protocol has its column.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shrinking import imagenet_tree, models, noise_images, reload, run, shorten, terms
+
+from advdistill import resource
+from advdistill.engine import build
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.loader import recipe_files
+from advdistill.recipe.resolve import load_recipe
+
+ROOT = Path(__file__).parents[2]
+ON_DISK = sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("plugins/*/recipes/*.yaml")])
+TINY = {"model": "advdistill_demo:small.json", "weights": "random"}
+DEPTHS = {"text": 2, "visual": 4}
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a made-up ImageNet of three classes, eight images each."""
+    classes = {name: noise_images(8, seed) for seed, name in enumerate(["tench", "great white shark", "cock"])}
+    root, names = imagenet_tree(tmp_path_factory.mktemp("imagenet"), classes, test=2)
+    return {"root": str(root), "classnames": str(names), "size": 32, "val_per_class": 2}
+
+
+def test_every_recipe_on_disk_has_a_name() -> None:
+    assert len(ON_DISK) == 9
+    named = [file.resolve() for file, dist in recipe_files(default_registry()) if dist == "advdistill"]
+    assert sorted(named) == ON_DISK
+
+
+@pytest.mark.parametrize("path", ON_DISK, ids=lambda path: path.stem)
+def test_it_is_valid_as_it_stands(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.warnings == ()
+    assert recipe.name.replace("-", "_") == path.stem
+    text = path.read_text()
+    assert text.startswith("# "), "a recipe says first what it is"
+
+
+def shipped(value: Any) -> list[str]:
+    """Every `package:file` of our packages in a tree."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [found for item in value for found in shipped(item)]
+    return [value] if isinstance(value, str) and value.startswith("advdistill_") and ":" in value else []
+
+
+def test_the_files_that_recipes_name_are_there() -> None:
+    named = {name for path in ON_DISK for name in shipped(load_recipe(path).tree)}
+    assert {name for name in named if not resource(name).is_file()} == set()
+    assert len(named) >= 5
+
+
+def shrink(tree: dict[str, Any], imagenet: dict[str, Any]) -> None:
+    """Tiny models and data where the recipe's are large or not here."""
+    if tree["data"]["use"] == "imagenet":
+        tree["data"] |= {**imagenet, "shots": min(tree["data"]["shots"], 2)}
+    for block in models(tree):
+        if not block.get("model", "advdistill_demo:").startswith("advdistill_demo:"):
+            block |= TINY
+        for branch, depth in DEPTHS.items():
+            if branch in block:
+                block[branch]["depth"] = min(block[branch]["depth"], depth)
+
+
+@pytest.mark.parametrize("path", ON_DISK, ids=lambda path: path.stem)
+def test_it_takes_two_steps_on_tiny_parts(path: Path, imagenet: dict[str, Any], tmp_path: Path) -> None:
+    tree = load_recipe(path).tree
+    shorten(tree, tmp_path, batch=6, samples=4, attack_steps=2)
+    shrink(tree, imagenet)
+    recipe = reload(tree, tmp_path)
+    rows = run(recipe)
+
+    columns = [protocol.name for protocol in recipe.evaluate.protocols]
+    student = next(row for row in rows if row.subject == "student")
+    assert list(student.counts) == columns
+    assert {f"{role} teacher" for role in recipe.teachers} <= {row.subject for row in rows}
+    folder = tmp_path / recipe.name
+    steps = terms(folder)
+    assert len(steps) == 2 and all(step and all(map(math.isfinite, step.values())) for step in steps)
+    learned = load_file(folder / "last.safetensors")
+    before = build.model(default_registry(), recipe.student).learned()
+    # As a file of half precision would hold them: else rounding alone would pass for learning.
+    assert any(not torch.equal(tensor.half(), learned[name].half()) for name, tensor in before.items())
+    assert all(tensor.isfinite().all() for tensor in learned.values())
+    assert (folder / "results.json").is_file()
