@@ -52,6 +52,11 @@ class Participant:
         self._handed: Tensor | None = None
 
     @property
+    def precision(self) -> str:
+        """What the towers compute in: "fp32" or "bf16"."""
+        return "bf16" if self._bf16 else "fp32"
+
+    @property
     def _classifier_learns(self) -> bool:
         return self.learns and isinstance(self.model, Factored) and self.model.classifier_learns
 
