@@ -6,10 +6,11 @@ Files are written whole or not at all, and loaded strictly both ways.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +41,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat: dict[str, Tensor] = {}
+    storages = set[int]()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        # safetensors takes no two tensors in one place: tied weights, or views.
+        flat[name] = plain.clone() if place in storages else plain
+        storages.add(place)
     data = safetensors.torch.save(flat, {KEY: json.dumps(facts, sort_keys=True, ensure_ascii=False)})
     write_bytes(path, data)
 
@@ -147,6 +155,11 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
     """
     file = resource(str(path))
     facts, tensors = read(file)
+    if lacking := [key for key in ("recipe", "classes", "templates", "threat", "plugins") if key not in facts]:
+        raise DataError(
+            f"{file} holds no model that is ready for use: it lacks {', '.join(lacking)}",
+            "a run's model is its last.safetensors; its resume.safetensors is there for `train --resume`",
+        )
     registry = registry or default_registry()
     block = dict(facts["recipe"]["student"])
     spec = _student_spec(facts, registry)
@@ -185,7 +198,10 @@ def _student_spec(facts: Mapping[str, Any], registry: Registry) -> Any:
         if made_by is None or made_by["dist"] == "advdistill":
             raise PluginError(f"the checkpoint needs the student {use!r}: {error.message}", error.hint) from error
         if not made_by["dist"]:
-            source, hint = f"the single file {made_by['plugin']}.py", "give that file with --plugin"
+            source, hint = (
+                f"the single file {made_by['plugin']}.py",
+                "give that file with --plugin, or plugins=[…] to load",
+            )
         else:
             source = f"the package {made_by['dist']} {made_by['version']}"
             hint = f"install it: pip install {made_by['dist']}=={made_by['version']}"
@@ -210,6 +226,7 @@ class Classifier(nn.Module):
         self.threat = threat
         self.image_size = participant.model.image_size
         self._participant = participant
+        super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, C) float32 logits, differentiable in the pixels."""
@@ -234,22 +251,29 @@ class Classifier(nn.Module):
         return moved
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", classes: ClassSet | None = None) -> Classifier:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    classes: ClassSet | None = None,
+    plugins: Iterable[str | Path] = (),
+) -> Classifier:
     """Load a checkpoint as a module, ready for anything that takes a classifier.
 
     Args:
         path: an advdistill checkpoint.
         device: where to put it.
         classes: other classes to tell apart (zero-shot); None: those it was trained with.
+        plugins: single-file plugins that it needs.
 
     Raises:
         DataError, PluginError: as `open_checkpoint`.
     """
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, default_registry().with_files(plugins))
     if classes:
         opened.model.templates = classes.templates
-    threat = Threat(**opened.facts["threat"])
-    return Classifier(Participant(opened.model.to(device), classes or opened.classes), threat)
+    # A copy: models share their frozen base, and moving or casting this one must not reach another.
+    model = copy.deepcopy(opened.model).to(device)
+    return Classifier(Participant(model, classes or opened.classes), Threat(**opened.facts["threat"]))
 
 
 class CheckpointTeacher(VisionLanguageModel):
