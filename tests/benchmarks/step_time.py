@@ -55,9 +55,7 @@ def main() -> None:
     names = open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES[: given.classes]
     classes = ClassSet(tuple(dict.fromkeys(names)), ("a photo of a {}.",))
     config = Prompts(model=given.model, weights="random")
-    student, teacher = (
-        Participant(ClipPrompts.from_config(config).to(device), classes, learns=True) for _ in range(2)
-    )
+    student, teacher = (Participant(ClipPrompts.from_config(config).to(device), classes, learns=True) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(given.batch, 3, 224, 224, generator=generator).to(device)
     labels = torch.randint(len(classes), (given.batch,), generator=generator).to(device)
