@@ -164,7 +164,7 @@ def test_a_resume_point_knows_its_recipe_not_its_place(tmp_path: Path, monkeypat
     other = load_recipe(moved / "recipe.yaml", [f"save.dir={moved}", "optim.lr=0.5"])
     with pytest.raises(DataError, match="another recipe") as told:
         run_parts.train(other, resume=True)
-    assert "recipe.yaml" in told.value.hint
+    assert "recipe.yaml" in told.value.message + told.value.hint
 
 
 def test_a_damaged_resume_point_is_told(tmp_path: Path) -> None:
