@@ -89,7 +89,10 @@ def _finished(folder: Path, json: bool) -> bool:
     from advdistill.cli.tables import print_results
     from advdistill.engine.evaluate import Results
 
-    stored = reader.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = reader.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}", "without it, --resume measures again") from error
     typer.echo(f"the run in {folder} is finished; these are its results", err=True)
     rows = [Results.from_json(row["subject"], row, row["stored"]) for row in stored]
     print_json(stored) if json else print_results(rows)

@@ -67,7 +67,11 @@ class RunFolder:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object = None, *_: object) -> None:
+        begun = [name for name in _OURS if (self.path / name).exists()]
+        if failure and begun == ["recipe.yaml"] and not self.resuming:
+            # Nothing has started, say for want of a file: the next try finds the folder free.
+            (self.path / "recipe.yaml").unlink()
         if self._lock:
             self._lock.close()
 

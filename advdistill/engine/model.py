@@ -105,7 +105,10 @@ class VisionLanguageModel(nn.Module, ABC):
         if missing or extra or wrong:
             parts = [("missing", missing), ("unexpected", extra), ("of another shape", sorted(wrong))]
             told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in parts if names)
-            raise DataError(f"the stored tensors do not fit the model: {told}")
+            raise DataError(
+                f"the stored tensors do not fit the model: {told}",
+                "was it made with another version of the student's plugin? `advdistill inspect` tells which",
+            )
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])

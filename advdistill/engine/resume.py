@@ -41,7 +41,10 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
     """
     facts, tensors = checkpoint.read(path)
     if facts["recipe"] != _anywhere(tree):
-        raise DataError(f"{path} belongs to another recipe than the run's", "resume it with the recipe.yaml beside it")
+        raise DataError(
+            f"{path} belongs to another recipe than the one beside it",
+            "undo what was changed in recipe.yaml, or begin anew with --overwrite",
+        )
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,7 @@ from advdistill.engine.evaluate import Protocol, split_reader
 from advdistill.engine.model import VisionLanguageModel
 from advdistill.engine.step import Participant
 from advdistill.engine.types import Threat
-from advdistill.errors import UsageError
+from advdistill.errors import DataError, UsageError
 from advdistill.recipe.model import Threat as ThreatFields
 from advdistill.recipe.paths import resource
 from advdistill.recipe.resolve import resolve_blocks
@@ -65,6 +65,10 @@ def subject(
         DataError, PluginError, RecipeError: from the parts.
     """
     bare = _bare(model)
+    if not bare and not resource(model).exists():
+        raise DataError(
+            f"there is no checkpoint {model}", "an undefended model is written NAME@WEIGHTS: ViT-B-32-quickgelu@openai"
+        )
     opened = None if bare else open_checkpoint(model, registry)
     facts: Mapping[str, Any] = opened.facts if opened else {}
     tree: dict[str, Any] = {}
@@ -82,10 +86,10 @@ def subject(
         raise UsageError(f"{model} brings no protocols", "say which attack: --attack pgd steps=20")
     if settings and attack is None:
         raise UsageError(f"{settings[0]!r} is a setting of an attack, but none is named", "--attack NAME key=value …")
+    if odd := [word for word in settings if "=" not in word]:
+        raise UsageError(f"{odd[0]!r} is not a setting", "Write key=value, like steps=20.")
     provided = [record for record in facts.get("plugins", []) if data is None or record["path"] != "data"]
-    blocks = resolve_blocks(
-        tree, registry, provided=provided, overrides=[f"attack.{word}" if "=" in word else word for word in settings]
-    )
+    blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
 
     dataset: Dataset = build.component(registry, blocks[("data",)])
     built = opened.model if opened else _undefended(registry, *(bare or ("", "", "")))
@@ -121,7 +125,8 @@ def _bare(model: str) -> tuple[str, str, str] | None:
     if not at or resource(model).exists():
         return None
     use, colon, rest = name.partition(":")
-    return (use, rest, weights) if colon and use not in ("hf-hub", "local-dir") else ("", name, weights)
+    named = colon and use not in ("hf-hub", "local-dir") and not resource(name).exists()
+    return (use, rest, weights) if named else ("", name, weights)
 
 
 def _undefended(registry: Registry, use: str, name: str, weights: str) -> VisionLanguageModel:

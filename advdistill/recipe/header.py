@@ -17,6 +17,10 @@ from advdistill.errors import DataError
 KEY = "advdistill"
 FORMAT = 1
 _LARGEST_HEADER = 100_000_000
+_KINDS = {
+    "recipe": dict, "base": dict, "threat": dict, "clock": dict, "versions": dict,
+    "classes": list, "templates": list, "plugins": list, "results": list,
+}  # fmt: skip
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -76,6 +80,8 @@ def _facts(file: Path, metadata: Any) -> dict[str, Any]:
             f"{file} has format {version}, written by advdistill {writer}; this version reads up to format {FORMAT}",
             "Upgrade: pip install --upgrade advdistill.",
         )
+    if odd := [key for key, kind in _KINDS.items() if not isinstance(facts.get(key, kind()), kind)]:
+        raise _damaged(file, f"its {odd[0]} cannot be what it says")
     return dict(facts)
 
 

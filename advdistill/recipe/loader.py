@@ -68,6 +68,8 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
         known = [file.stem for file, _ in recipe_files(registry)]
     else:
         known = [str(file) for suffix in _SUFFIXES for file in path.parent.glob(f"*{suffix}")]
+    if path.is_dir():
+        raise RecipeError(f"{source} is a folder, not a recipe", "Give the path of a recipe file.")
     close = difflib.get_close_matches(str(source if is_name else path), known, n=1)
     raise RecipeError(
         f"there is no recipe {str(source)!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
@@ -87,7 +89,8 @@ def read_recipe(path: Path, registry: Registry) -> Node:
         if path.resolve() in [each.resolve() for each in chain]:
             mark = layers[-1].value["extends"].mark
             names = " -> ".join(map(_shown, [*chain, path]))
-            raise InvalidRecipe([Problem(mark, "extends", f"a recipe cannot extend itself: {names}")])
+            hint = "Let one of them stand alone: take its `extends` out."
+            raise InvalidRecipe([Problem(mark, "extends", f"a recipe cannot extend itself: {names}", hint)])
         chain.append(path)
         layers.append(_read_file(path))
         extends = layers[-1].value.get("extends")
@@ -193,13 +196,15 @@ def _read_file(path: Path) -> Node:
         size = path.stat().st_size
         if size > MAX_BYTES:
             message = f"{size / MAX_BYTES:.1f} MiB is no recipe; the largest that is read has 1 MiB"
-            raise InvalidRecipe([Problem(Mark(shown), "", message)])
+            hint = "Name data and weights in it; they are read from where they lie."
+            raise InvalidRecipe([Problem(Mark(shown), "", message, hint)])
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise RecipeError(f"cannot read {shown}: {error.strerror}", "Give the path of a recipe file.") from error
     except UnicodeDecodeError as error:
         message = f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise InvalidRecipe([Problem(Mark(shown), "", message)]) from error
+        hint = "Save it as UTF-8; data and weights are no recipes."
+        raise InvalidRecipe([Problem(Mark(shown), "", message, hint)]) from error
     node = parse(text, shown)
     if node.value is None:
         hint = "`advdistill recipe copy quickstart my.yaml` makes one to start from."

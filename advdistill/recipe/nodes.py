@@ -230,7 +230,9 @@ class _Converter:
             if key_node.value in found:
                 first = found[key_node.value].key
                 line = first.line if first else 0
-                self.problems.append(Problem(mark, "", f"key {key_node.value!r} stands twice; first on line {line}"))
+                self.problems.append(
+                    Problem(mark, "", f"key {key_node.value!r} stands twice; first on line {line}", "Keep one.")
+                )
                 continue
             found[key_node.value] = value
         return found

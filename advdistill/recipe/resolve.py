@@ -178,6 +178,9 @@ def _with_plugins(check: Check, root: Node, registry: Registry, strict: bool) ->
                 check.fail(("plugins", index), error.message, hint=error.hint, blame=error)
             else:
                 check.warnings.append(f"the plugin file {item.value} is not there any more")
+    for plugin in registry.plugins:
+        if plugin.file and plugin.error:
+            check.warnings.append(f"the plugin file {plugin.file} could not be loaded: {plugin.cause}")
     loaded = {plugin.name: plugin.sha256 for plugin in registry.plugins if plugin.file}
     for record in check.provided.values():
         if record["sha256"] and loaded.get(record["plugin"], record["sha256"]) != record["sha256"]:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -362,12 +363,17 @@ def _read(path: Path, architecture: Architecture) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path, architecture)
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} holds more than tensors, or is damaged: {str(error).partition(chr(10))[0] or 'it ends too soon'}",
+            f"{path} holds more than tensors, or is damaged; as unpickling can run code, it was not read",
             "where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
         ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or "it ends too soon"
+        raise DataError(f"{path} is damaged: {reason}", "fetch or write it again") from error
     data = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise DataError(f"{path} holds no state dict (names and tensors)", "save model.state_dict() alone")
