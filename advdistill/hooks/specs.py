@@ -50,8 +50,12 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec(Spec):
-    """A frozen model. `bare` marks the one that the command line builds for `--model NAME@WEIGHTS`:
-    its config has the fields `model` and `weights`."""
+    """A frozen model.
+
+    Attributes:
+        bare: marks the one that the command line builds for `--model NAME@WEIGHTS`; its config has the fields `model`
+            and `weights`.
+    """
 
     kind: ClassVar[str] = "teacher"
     bare: bool = False
@@ -106,7 +110,11 @@ class StrategySpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
-    """Images, labels, class names, splits. `folder` marks the one that `--data DIR` builds: its config has `root`."""
+    """Images, labels, class names, splits.
+
+    Attributes:
+        folder: marks the one that the command line builds for `--data DIR`; its config has the field `root`.
+    """
 
     kind: ClassVar[str] = "dataset"
     folder: bool = False
@@ -121,7 +129,13 @@ class ReporterSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSpec:
-    """A subcommand: `target` is a `"package.module:function"` with typer annotations, imported when it is called."""
+    """A subcommand.
+
+    Attributes:
+        name: the word after `advdistill`; the host's own cannot be taken.
+        target: a function with typer annotations, `"package.module:function"`, imported when it is called.
+        summary: one line for the list of commands.
+    """
 
     kind: ClassVar[str] = "command"
 
