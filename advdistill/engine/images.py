@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png  # type: ignore[import-untyped]
 
 from advdistill.engine.data import Batch
 from advdistill.engine.subject import Subject
@@ -63,11 +63,11 @@ class ImageFolder:
                 for i, sample in enumerate(batch.samples.tolist()):
                     label = names[int(batch.labels[i])]
                     file = f"{head}/{sample:06d}-{_plain(label)}.png"
-                    write_png(stored[i], str(self._folder / file))
+                    Image.fromarray(stored[i].permute(1, 2, 0).numpy()).save(self._folder / file)
                     facts = {"file": file, "id": split.ids[sample], "label": label, "said": names[said[i]],
                              "withstood": bool(right[i])}  # fmt: skip
                     lines.write(json.dumps(facts, ensure_ascii=False) + "\n")
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise RunError(f"cannot write images to {self._folder}: {error}", "choose another --save-images") from error
 
 

@@ -88,7 +88,8 @@ def subject(
         raise UsageError(f"{settings[0]!r} is a setting of an attack, but none is named", "--attack NAME key=value …")
     if odd := [word for word in settings if "=" not in word]:
         raise UsageError(f"{odd[0]!r} is not a setting", "Write key=value, like steps=20.")
-    provided = [record for record in facts.get("plugins", []) if data is None or record["path"] != "data"]
+    replaced = {"attack", "data"} if data is not None else {"attack"}
+    provided = [record for record in facts.get("plugins", []) if record["path"] not in replaced]
     blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
 
     dataset: Dataset = build.component(registry, blocks[("data",)])
@@ -155,4 +156,7 @@ def _protocol(registry: Registry, name: str, block: Any, threat: Threat, **where
 
 def _parsed(threat: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A stored threat with its radius as a number."""
-    return ThreatFields(**threat).model_dump() if threat else None
+    if threat is None:
+        return None
+    fields = ThreatFields(**threat)
+    return {"norm": fields.norm, "eps": fields.eps}

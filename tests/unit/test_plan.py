@@ -81,8 +81,8 @@ def test_no_weights_are_read(tmp_path: Path, kind: str) -> None:
 
 
 def test_what_graphs_hold(tmp_path: Path) -> None:
-    def held(kind: str = "tune", use: str = "adversarial-ce", **train: int) -> int:
-        attack = {"use": "toy"} if use == "adversarial-ce" else None
+    def held(kind: str = "tune", use: str = "adversarial-ce", steps: int = 2, **train: int) -> int:
+        attack = {"use": "pgd", "steps": steps} if use == "adversarial-ce" else None
         made = {"student": clip(tmp_path, kind), "train": train, "strategy": {"use": use}, "attack": attack}
         found = planned(run_parts.recipe(tmp_path, **made))
         assert found.activations is not None
@@ -91,6 +91,7 @@ def test_what_graphs_hold(tmp_path: Path) -> None:
     small, large = held(batch_size=10), held(batch_size=40)
     assert 3.5 * small < large < 4.1 * small
     assert held(batch_size=40, accumulate=4) == small
+    assert held(steps=9, batch_size=10) == small  # a step of the attack lets go of the last one's graph
     assert 0 < held("lora", "clean", batch_size=10) < held("tune", "clean", batch_size=10)
 
 
