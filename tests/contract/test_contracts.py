@@ -102,7 +102,8 @@ def a_checkpoint(folder):
     tensors = {name: tensor.detach() + 0.01 for name, tensor in model.learned().items()}
     path = folder / "last.safetensors"
     facts = {"format": FORMAT, "recipe": {"student": {"use": "clip-lora", **block}}, "plugins": [], **model.describe()}
-    checkpoint.write(path, tensors, {**facts, "classes": list(CLASSES.names), "templates": list(CLASSES.templates)})
+    run = {"classes": CLASSES.names, "templates": CLASSES.templates, "threat": {"norm": "linf", "eps": 8 / 255}}
+    checkpoint.write(path, tensors, {**facts, **run})
     return path
 
 
