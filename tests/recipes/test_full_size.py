@@ -1,0 +1,188 @@
+"""The recipes for real models, at the size of ViT-B/32, on real photographs, without a network. Slow.
+
+Random weights on disk stand for downloaded ones, one file of each kind: safetensors for the student, a pickled state
+dict for the clean teacher, a folder as the hub has it for the robust one (prompted twins share the safetensors file).
+
+Guarantees:
+- two steps of each recipe run, as it is but for the weights' places, the batch, and what is measured: at 224 pixels,
+  at full width and depth, with the recipe's attack steps;
+- what learns is counted exactly: the whole tower, 884,736 of LoRA, 23,040 of 2 + 2 prompts in 9 blocks;
+- losses are finite, what learns has changed, and the frozen models have not, bit for bit;
+- `advdistill attack` and `advdistill.load` rebuild the student from its file alone, and agree with the run on what it
+  withstands; an undefended model is attacked by name and file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from shrinking import imagenet_tree, models, reload, shorten
+from torch import nn
+
+import advdistill
+from advdistill.engine import build, fit
+from advdistill.engine.folder import RunFolder
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.resolve import load_recipe
+
+ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "cifar10_photos.tar.gz"
+MODEL = "ViT-B-32-quickgelu"
+TRAIN, TEST = 4, 2
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ARCHIVE.is_file(), reason="the archive of photographs is not beside the repository"),
+]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where things lie. sources: a model block's `model` and `weights`, one way of storing them each."""
+
+    folder: Path
+    photos: Path
+    data: dict[str, Any]
+    sources: dict[str, dict[str, str]]
+    visual_size: int
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    """Photographs and weights in a folder that goes afterwards: it holds gigabytes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos = extract(folder / "photos")
+        classes = {path.name: sorted(path.iterdir()) for path in sorted(photos.iterdir())}
+        root, names = imagenet_tree(folder / "imagenet", classes, test=TEST)
+        data = {"root": str(root), "classnames": str(names), "val_per_class": 1}
+        sources, visual_size = weights(folder)
+        yield Scene(folder, photos, data, sources, visual_size)
+
+
+def extract(to: Path) -> Path:
+    """The first few photographs of each of ten classes, as to/CLASS/NAME."""
+    count: dict[str, int] = defaultdict(int)
+    with tarfile.open(ARCHIVE) as archive:
+        for member in archive:
+            _, part, *rest = Path(member.name).parts
+            if part == "train" and len(rest) == 2 and count[rest[0]] < TRAIN + TEST:
+                count[rest[0]] += 1
+                (to / rest[0]).mkdir(parents=True, exist_ok=True)
+                source = archive.extractfile(member)
+                assert source
+                (to / rest[0] / rest[1]).write_bytes(source.read())
+    assert len(count) == 10
+    return to
+
+
+def weights(folder: Path) -> tuple[dict[str, dict[str, str]], int]:
+    """A random ViT-B/32, stored three ways, and the number of parameters of its visual tower."""
+    config = open_clip.get_model_config(MODEL)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**config)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    torch.save(model.state_dict(), folder / "weights.pt")
+    hub = folder / "hub"
+    hub.mkdir()
+    (hub / "open_clip_model.safetensors").hardlink_to(folder / "weights.safetensors")
+    (hub / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    sources = {
+        "student": {"model": MODEL, "weights": str(folder / "weights.safetensors")},
+        "clean": {"model": MODEL, "weights": str(folder / "weights.pt")},
+        "robust": {"model": f"local-dir:{hub}", "weights": ""},
+    }
+    return sources, sum(parameter.numel() for parameter in model.visual.parameters())
+
+
+def digest(model: nn.Module) -> str:
+    """Of every tensor's bytes."""
+    found = hashlib.blake2b()
+    for tensor in model.state_dict().values():
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def command(*words: object) -> Any:
+    """What `advdistill … --json` prints, in a process of its own."""
+    program = "from advdistill.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words), "--json"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["mmt_ard_vitb32", "mmt_ard_vitb32_lora", "apd_vitb16"])
+def test_two_steps_at_full_size(name: str, scene: Scene) -> None:
+    tree = load_recipe(name).tree
+    shorten(tree, scene.folder, batch=4, samples=4, attack_steps=2)
+    tree["evaluate"] |= {"every": 2, "undefended": False, "teachers": False}
+    tree["data"] |= {**scene.data, "shots": min(tree["data"]["shots"], 2)}
+    twins = tree["strategy"]["use"] == "apd"
+    for role, block in {"student": tree["student"], **tree["teachers"]}.items():
+        block |= scene.sources["student" if twins else role]
+    assert len(list(models(tree))) == (2 if twins else 3)
+    recipe = reload(tree, scene.folder)
+    events: list[Any] = []
+
+    with RunFolder(recipe, resume=False, overwrite=False) as folder:
+        run = fit.Run(recipe, default_registry(), folder, events.append)
+        learners = run.parts.learners
+        frozen = {id(p.model.frozen): p.model.frozen for p in (run.parts.student, *run.parts.teachers.values())}
+        before = {key: digest(model) for key, model in frozen.items()}
+        start = {role: {n: t.clone() for n, t in learner.trainable.items()} for role, learner in learners.items()}
+        sizes = build.count(learners)
+        (student, *_) = [row for row in run.go() if row.subject == "student"]
+
+    expected = {"clip-tune": scene.visual_size, "clip-lora": 884_736, "clip-prompts": 23_040}[recipe.student.use]
+    assert {role: learns for role, (learns, _) in sizes.items()} == dict.fromkeys(learners, expected)
+    assert set(learners) == ({"student", "clean"} if twins else {"student"})
+    assert len(frozen) == (1 if twins else 3)
+    losses = [event.losses for event in events if isinstance(event, advdistill.StepDone)]
+    assert len(losses) == 2 and all(math.isfinite(value) for step in losses for value in step.values())
+    assert {key: digest(model) for key, model in frozen.items()} == before
+    for role, learner in learners.items():
+        changed = [n for n, tensor in learner.trainable.items() if not torch.equal(tensor, start[role][n])]
+        # Text prompts alone are reached by every loss; of a tower, all but what two steps of warm-up leave as they are.
+        assert len(changed) > 0.9 * len(start[role]), f"{role}: {len(changed)} of {len(start[role])} changed"
+
+    checkpoint = folder.path / "last.safetensors"
+    own = {n: t for n, t in load_file(checkpoint).items() if not n.startswith("teacher.")}
+    assert sum(tensor.numel() for tensor in own.values()) == expected
+    del run, learners, frozen
+    again = command("attack", "--model", checkpoint)
+    assert again["protocols"]["clean"] == student.to_json()["protocols"]["clean"]
+    assert list(again["protocols"]) == list(student.counts)
+
+    model = advdistill.load(checkpoint)
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = model(pixels)
+    assert logits.shape == (2, 10) and logits.isfinite().all()
+    (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), pixels)
+    assert gradient.abs().amax() > 0
+
+
+def test_an_undefended_model_is_attacked(scene: Scene) -> None:
+    file = scene.sources["student"]["weights"]
+    found = command(
+        "attack", "--model", f"{MODEL}@{file}", "--data", scene.photos, "--attack", "pgd", "steps=2", "--eps", "1/255",
+        "--limit", 4,
+    )  # fmt: skip
+    assert found["protocols"]["clean"]["total"] == 4 and len(found["protocols"]) == 2
