@@ -122,7 +122,7 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
     else:
         total = plan.weights + plan.training + plan.activations
         held = f"{size(plan.activations)} at {plan.portion} images a portion, in fp32"
-        lines += [("activations", held), ("memory", f"about {size(total)}, and what torch itself takes")]
+        lines += [("activations", held), ("memory", f"at least {size(total)}, and what torch itself takes")]
     width = max(len(head) for head, _ in lines)
     for head, text in lines:
         typer.echo(f"{head.ljust(width)}  {text}")

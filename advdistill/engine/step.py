@@ -32,7 +32,7 @@ class Participant:
         model: on its device.
         classes: the run's; templates of the model's own replace the data set's.
         learns: its `learned()` parameters are trained; nothing else ever gets a gradient.
-        bf16: run the towers under bfloat16 autocast. Pixels and logits stay float32.
+        bf16: train the towers under bfloat16 autocast. Pixels and logits stay float32, and so does all that is measured.
     """
 
     def __init__(
@@ -50,11 +50,6 @@ class Participant:
         self.attacked = False
         self._encoded: Tensor | None = None
         self._handed: Tensor | None = None
-
-    @property
-    def precision(self) -> str:
-        """What the towers compute in: "fp32" or "bf16"."""
-        return "bf16" if self._bf16 else "fp32"
 
     @property
     def _classifier_learns(self) -> bool:
@@ -127,9 +122,16 @@ class Participant:
 
     @contextlib.contextmanager
     def deployed(self) -> Iterator[None]:
-        """Eval mode, as the model is used; no parameter asks for gradients."""
-        with self.model.evaluated(), self._constant():
-            yield
+        """Eval mode and full precision, as the model is used; no parameter asks for gradients."""
+        training = self._bf16, self._encoded, self._handed
+        if self._bf16:
+            self._bf16, self._encoded, self._handed = False, None, None
+        try:
+            with self.model.evaluated(), self._constant():
+                yield
+        finally:
+            if training[0]:
+                self._bf16, self._encoded, self._handed = training
 
     @contextlib.contextmanager
     def _constant(self) -> Iterator[None]:

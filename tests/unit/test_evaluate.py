@@ -233,7 +233,21 @@ def test_a_stored_row_stands_in_where_everything_is_the_same() -> None:
     assert not taken(splits=splits(wrong=3))
     assert not taken(participant(ClassSet(CLASSES.names, ("an image of {}.",))))
     assert not taken(participant(ClassSet(tuple(reversed(CLASSES.names)), CLASSES.templates)))
-    assert not taken(participant(bf16=True))
+    assert taken(participant(bf16=True))  # what is measured is measured in full precision
+
+
+def test_a_run_in_bf16_is_measured_in_full_precision() -> None:
+    class Linear(ToyModel):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            found = super().features(images)
+            return found @ torch.eye(found.shape[1])  # what autocast rounds
+
+    full, half = (Participant(Linear(ToyConfig()), CLASSES, bf16=bf16) for bf16 in (False, True))
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(full.logits(images), half.logits(images))
+    with half.deployed():
+        assert torch.equal(full.logits(images), half.logits(images))
+    assert not torch.equal(full.logits(images), half.logits(images))
 
 
 def test_rows_go_through_json() -> None:
