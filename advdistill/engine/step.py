@@ -32,7 +32,7 @@ class Participant:
         model: on its device.
         classes: the run's; templates of the model's own replace the data set's.
         learns: its `learned()` parameters are trained; nothing else ever gets a gradient.
-        bf16: train the towers under bfloat16 autocast. Pixels and logits stay float32, and so does all that is measured.
+        bf16: train the towers under bfloat16 autocast; pixels, logits and all that is measured stay float32.
     """
 
     def __init__(
