@@ -36,7 +36,7 @@ from shrinking import imagenet_tree, models, reload, shorten
 from torch import nn
 
 import advdistill
-from advdistill.engine import build, fit
+from advdistill.engine import build, examine, fit
 from advdistill.engine.folder import RunFolder
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
@@ -130,10 +130,11 @@ def command(*words: object) -> Any:
 
 
 @pytest.mark.parametrize("name", ["mmt_ard_vitb32", "mmt_ard_vitb32_lora", "apd_vitb16"])
-def test_two_steps_at_full_size(name: str, scene: Scene) -> None:
+def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "SHOWN", 2)
     tree = load_recipe(name).tree
-    shorten(tree, scene.folder, batch=4, samples=4, attack_steps=2)
-    tree["evaluate"] |= {"every": 2, "undefended": False, "teachers": False}
+    shorten(tree, scene.folder, batch=2, samples=2, attack_steps=2)
+    tree["evaluate"] |= {"every": 0, "undefended": False, "teachers": False}
     tree["data"] |= {**scene.data, "shots": min(tree["data"]["shots"], 2)}
     twins = tree["strategy"]["use"] == "apd"
     for role, block in {"student": tree["student"], **tree["teachers"]}.items():
@@ -160,7 +161,7 @@ def test_two_steps_at_full_size(name: str, scene: Scene) -> None:
     assert {key: digest(model) for key, model in frozen.items()} == before
     for role, learner in learners.items():
         changed = [n for n, tensor in learner.trainable.items() if not torch.equal(tensor, start[role][n])]
-        # Text prompts alone are reached by every loss; of a tower, all but what two steps of warm-up leave as they are.
+        # Not quite all: two small steps may leave a few tensors of a whole tower as they were.
         assert len(changed) > 0.9 * len(start[role]), f"{role}: {len(changed)} of {len(start[role])} changed"
 
     checkpoint = folder.path / "last.safetensors"
@@ -183,6 +184,6 @@ def test_an_undefended_model_is_attacked(scene: Scene) -> None:
     file = scene.sources["student"]["weights"]
     found = command(
         "attack", "--model", f"{MODEL}@{file}", "--data", scene.photos, "--attack", "pgd", "steps=2", "--eps", "1/255",
-        "--limit", 4,
+        "--limit", 2,
     )  # fmt: skip
-    assert found["protocols"]["clean"]["total"] == 4 and len(found["protocols"]) == 2
+    assert found["protocols"]["clean"]["total"] == 2 and len(found["protocols"]) == 2
