@@ -71,7 +71,8 @@ def generated() -> str:
         parts += [f"### `{name}` yields `{spec.__name__}`", " ".join(text.split())]
         if dataclasses.is_dataclass(spec):
             parts += [own] if (own := fields(spec)) else []
-        parts.append(textwrap.dedent(example).strip())
+        # Two blank lines, as the formatter wants them of code in Markdown.
+        parts.append(textwrap.dedent(example).strip().replace("\n\n@hookimpl", "\n\n\n@hookimpl"))
     return "\n\n".join(parts) + "\n"
 
 

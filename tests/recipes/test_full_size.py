@@ -51,6 +51,15 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Where other work runs beside, threads that wait for each other take several times as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Scene:
     """Where things lie. sources: a model block's `model` and `weights`, one way of storing them each."""
@@ -123,7 +132,10 @@ def command(*words: object) -> Any:
     """What `advdistill … --json` prints, in a process of its own."""
     program = "from advdistill.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words), "--json"], capture_output=True, text=True, env=os.environ
+        [sys.executable, "-c", program, *map(str, words), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
