@@ -14,6 +14,8 @@ from advdistill.engine.evaluate import Protocol, Results, evaluate, examples
 from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
 from advdistill.engine.step import Participant
 from advdistill.engine.types import Clock
+from advdistill.recipe.header import read_header
+from advdistill.recipe.paths import resource
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -27,6 +29,8 @@ class Examiner:
 
     def __init__(self, recipe: Recipe, registry: Registry, parts: Parts, tell: Callable[[Event], None]) -> None:
         self._recipe, self._registry, self._parts, self._tell = recipe, registry, parts, tell
+        for path in recipe.evaluate.controls.values():
+            read_header(resource(path))  # a path that leads nowhere is told before the run begins
         self.protocols = build.protocols(registry, recipe)
         probe = recipe.evaluate.probe
         where: dict[str, Any] = {"split": probe.split, "limit": probe.limit}

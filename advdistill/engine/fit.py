@@ -103,6 +103,7 @@ class Run:
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
         started = time.monotonic()
+        self.folder.begin()
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))

@@ -20,7 +20,7 @@ _OURS = ("last.safetensors", "best.safetensors", "resume.safetensors", "results.
 
 
 class RunFolder:
-    """The folder `save.dir` of a recipe, locked while it is entered.
+    """The folder `save.dir` of a recipe, locked while it is entered. Nothing in it changes before `begin`.
 
     Attributes:
         path: the folder. resuming: what is in it is to be continued.
@@ -59,35 +59,31 @@ class RunFolder:
             raise RunError(
                 f"another run is writing to {self.path}", "wait for it, or choose another save.dir=…"
             ) from error
-        try:
-            if not self.resuming:
-                self._claim()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, failure: object = None, *_: object) -> None:
-        begun = [name for name in _OURS if (self.path / name).exists()]
-        if failure and begun == ["recipe.yaml"] and not self.resuming:
-            # Nothing has started, say for want of a file: the next try finds the folder free.
-            (self.path / "recipe.yaml").unlink()
-        if self._lock:
+        held = self._held()
+        if held and not self.resuming and not self._overwrite:
             self._lock.close()
-
-    def _claim(self) -> None:
-        held = [name for name in _OURS if (self.path / name).exists()]
-        if held and not self._overwrite:
             finished = "results.json" in held
             raise RunError(
                 f"{self.path} holds {'a finished run' if finished else 'a run that is not finished'}",
                 "choose another save.dir=…, or --overwrite it"
                 + ("" if finished else f", or go on with: advdistill train --resume {self.path}"),
             )
-        for name in held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
+
+    def _held(self) -> list[str]:
+        return [name for name in _OURS if (self.path / name).exists()]
+
+    def begin(self) -> None:
+        """The run starts: what it overwrites goes, its recipe is written. A run to be continued stays as it is."""
+        if self.resuming:
+            return
+        for name in self._held():
             (self.path / name).unlink()
-        text = to_yaml(self._recipe.tree)
-        write_bytes(self.path / "recipe.yaml", text.encode())
+        write_bytes(self.path / "recipe.yaml", to_yaml(self._recipe.tree).encode())
 
     def finish(self, rows: Sequence[Results]) -> None:
         """Write `results.json`; the run is finished once it stands."""
