@@ -5,7 +5,7 @@
   weights that have become infinite never replace it.
 - SIGTERM finishes the step in hand, saves, and says how to go on; exit code 130.
 - A folder belongs to one run at a time; a run in it is never overwritten unasked; one that cannot be written is
-  told. The processes that a killed run leaves behind do not hold it.
+  told. A run that cannot begin changes nothing. The processes that a killed run leaves behind do not hold it.
 - A full disk while saving stops the run; what was saved before is whole, and the run can go on from it.
 - The radius grows, the learning rate warms up and falls, groups have their own rates, only matrices decay.
 - `best.safetensors` holds the weights that the probe liked best, and measuring them leaves the last ones alone.
@@ -34,7 +34,7 @@ from advdistill.engine.checkpoint import read
 from advdistill.engine.examine import Examiner
 from advdistill.engine.fit import Interrupted
 from advdistill.engine.folder import RunFolder
-from advdistill.errors import RunError
+from advdistill.errors import DataError, RunError
 from advdistill.recipe.model import Optim, Schedule
 from advdistill.testing import ToyAttack, ToyModel
 
@@ -231,6 +231,17 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert read(folder / "last.safetensors")[0]["clock"]["steps"] == 2
     assert len(run_parts.events(folder, "step_done")) == 2
     assert "seed: 1" in (folder / "recipe.yaml").read_text()
+
+
+def test_a_run_that_cannot_begin_changes_nothing(tmp_path: Path) -> None:
+    run_parts.train(run_parts.recipe(tmp_path))
+    folder = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    teacher = {"clean": {"use": "checkpoint", "path": str(tmp_path / "gone.safetensors")}}
+    for broken in ({**DRIFTING, "teachers": teacher}, {"evaluate": {"controls": {"it": "gone.safetensors"}}}):
+        with pytest.raises(DataError, match=r"gone\.safetensors"):
+            run_parts.train(run_parts.recipe(tmp_path, **broken), overwrite=True)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
