@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Clip(Factored):
         super().__init__()
         self.base = base
         self.config = config
-        self.frozen = base.model
+        self.model = base.model
         self.size = image_size(base)
         self.image_size = max(self.size)
         for name in ("mean", "std"):
@@ -45,11 +45,6 @@ class Clip(Factored):
         return cls(load_base(config, weights=weights), config)
 
     # What subclasses replace
-
-    @property
-    def model(self) -> nn.Module:
-        """The open_clip model whose text tower and logit scale count."""
-        return self.frozen
 
     @property
     def visual(self) -> nn.Module:
@@ -119,7 +114,7 @@ class Clip(Factored):
 
     def train(self, mode: bool = True) -> Clip:
         super().train(mode)
-        self.frozen.eval()
+        self.model.eval()
         return self
 
 
@@ -141,7 +136,7 @@ class ClipPrompts(Clip):
         self.text: nn.Parameter | None = None
         self.vision: nn.Parameter | None = None
         if config.text.tokens:
-            tower = tower_of(self.frozen)
+            tower = tower_of(self.model)
             if tower is None:
                 raise UsageError(f"the text tower of {name} cannot take prompts", "set text.tokens: 0")
             self.text = self._draw("text", config.text, tower.blocks, tower.positions.shape[1], generator)
@@ -149,10 +144,10 @@ class ClipPrompts(Clip):
                 with torch.no_grad():
                     self.text[0] = tower.embedding(torch.tensor(self._phrase(), device=self.device))
         if config.visual.tokens:
-            if not is_native(self.frozen.visual):
+            if not is_native(self.model.visual):
                 raise UsageError(f"the visual tower of {name} cannot take prompts", "set visual.tokens: 0")
-            blocks = self.frozen.visual.transformer.resblocks
-            width = self.frozen.visual.positional_embedding.shape[1]
+            blocks = self.model.visual.transformer.resblocks
+            width = self.model.visual.positional_embedding.shape[1]
             self.vision = self._draw("visual", config.visual, blocks, width, generator)
 
     def _draw(
@@ -214,7 +209,7 @@ class ClipLora(Clip):
 
     def __init__(self, base: Base, config: configs.Lora) -> None:
         super().__init__(base, config)
-        visual = self.frozen.visual
+        visual = self.model.visual
         if not is_native(visual) or not all(is_plain(block) for block in visual.transformer.resblocks):
             raise UsageError(
                 f"the visual tower of {base.architecture.name} cannot take adapters",
@@ -238,7 +233,7 @@ class ClipLora(Clip):
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
         """The base's state dict with the updates added in: weights that any open_clip model of its kind can load."""
-        state = dict(self.frozen.state_dict())
+        state = dict(self.model.state_dict())
         for i, block in enumerate(self._adapters()):
             for target, adapter in block.items():
                 name = f"visual.{weight_name(target, i)}"
@@ -247,18 +242,18 @@ class ClipLora(Clip):
 
 
 class ClipTune(Clip):
-    """CLIP whose visual tower learns, or all of it, on a copy: the base stays, to tell where it came from."""
+    """CLIP whose visual tower learns, or all of it, on a copy; what does not learn is the base's own."""
 
     config: configs.Tune
 
     def __init__(self, base: Base, config: configs.Tune) -> None:
         super().__init__(base, config)
         everything = config.tower == "all"
-        self.tuned = deepcopy(self.frozen if everything else self.frozen.visual)
+        self.model = deepcopy(base.model) if everything else _with_own_visual(base.model)
         self._prefix = "" if everything else "visual."
-        for name, parameter in self.tuned.named_parameters():
+        for name, parameter in self._learning.named_parameters():
             parameter.requires_grad_(self._prefix + name not in base.fixed)
-        self._norms = [module for module in self.tuned.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [module for module in self._learning.modules() if isinstance(module, _BatchNorm)]
         self.train(self.training)
 
     @property
@@ -266,15 +261,12 @@ class ClipTune(Clip):
         return self.config.tower == "all"
 
     @property
-    def model(self) -> nn.Module:
-        return self.tuned if self.config.tower == "all" else self.frozen
-
-    @property
-    def visual(self) -> nn.Module:
-        return self.tuned.visual if self.config.tower == "all" else self.tuned
+    def _learning(self) -> nn.Module:
+        return self.model if self.config.tower == "all" else self.model.visual
 
     def train(self, mode: bool = True) -> ClipTune:
         super().train(mode)
+        self._learning.train(mode)
         if self.config.bn == "frozen":
             for norm in self._norms:
                 norm.eval()
@@ -296,8 +288,17 @@ class ClipTune(Clip):
                     norm.track_running_stats = True
 
     def learned(self) -> dict[str, Tensor]:
-        return {self._prefix + name: tensor for name, tensor in self.tuned.state_dict(keep_vars=True).items()}
+        return {self._prefix + name: tensor for name, tensor in self._learning.state_dict(keep_vars=True).items()}
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _with_own_visual(model: nn.Module) -> nn.Module:
+    """`model` with a copy of its visual tower; all else is shared."""
+    own = copy(model)
+    for part in ("_parameters", "_buffers", "_modules"):
+        setattr(own, part, dict(getattr(model, part)))
+    own.visual = deepcopy(model.visual)
+    return own

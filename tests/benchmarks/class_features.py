@@ -26,7 +26,7 @@ from advdistill import ClassSet
 
 def usual_way(student: ClipPrompts, ids: Tensor) -> Tensor:
     """(C, 77) ids with placeholders -> (C, D) unit features: the whole row, every class, every layer."""
-    clip, prompts = student.frozen, student.learned()["text.prompts"]
+    clip, prompts = student.model, student.learned()["text.prompts"]
     n = prompts.shape[1]
 
     def place(x: Tensor, tokens: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def main() -> None:
     ids = torch.tensor([[*row, *[0] * (context - len(row))] for row in sentences])
     pack = classes[0].pack
     ratio = context * len(names) / (len(pack.prefix) + len(pack.own))
-    pull = torch.randn(len(names), student.frozen.text_projection.shape[1], generator=torch.Generator().manual_seed(0))
+    pull = torch.randn(len(names), student.model.text_projection.shape[1], generator=torch.Generator().manual_seed(0))
 
     def packed() -> Tensor:
         features = student.classifier(classes)

@@ -91,7 +91,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _floor(student: Participant, teacher: Participant, batch: int) -> Callable[[], None]:
-    visual = student.model.frozen.visual
+    visual = student.model.model.visual
     count = 1 + visual.grid_size[0] * visual.grid_size[1] + student.model.config.visual.tokens
     tokens = torch.randn(batch, count, visual.positional_embedding.shape[1], device=student.model.device)
 
@@ -146,7 +146,7 @@ def _usual(
     def logits(learner: Participant, images: Tensor) -> Tensor:
         model = learner.model
         chunks = ids[id(learner)].split(100)
-        encoded = torch.cat([encode_padded(model.frozen, chunk, model.text) for chunk in chunks])
+        encoded = torch.cat([encode_padded(model.model, chunk, model.text) for chunk in chunks])
         return model.logits(model.features(images), F.normalize(encoded, dim=-1))
 
     def run() -> None:

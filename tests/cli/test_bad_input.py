@@ -237,7 +237,7 @@ def test_checkpoints(refused: Callable[..., str], trained: Path) -> None:
                "student" else record for record in facts["plugins"]]  # fmt: skip
     restate(trained, "magic.safetensors", recipe=student, plugins=records)
     said = refused(4, "attack", "--model", "magic.safetensors")
-    assert "needs the student 'clip-magic' of the package advdistill-magic 1.4" in said
+    assert "magic.safetensors: student 'clip-magic' comes from the package advdistill-magic 1.4" in said
     assert "pip install advdistill-magic==1.4" in said
 
 

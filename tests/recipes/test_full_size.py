@@ -158,7 +158,7 @@ def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.Mon
     with RunFolder(recipe, resume=False, overwrite=False) as folder:
         run = fit.Run(recipe, default_registry(), folder, events.append)
         learners = run.parts.learners
-        frozen = {id(p.model.frozen): p.model.frozen for p in (run.parts.student, *run.parts.teachers.values())}
+        frozen = {id(p.model.base.model): p.model.base.model for p in (run.parts.student, *run.parts.teachers.values())}
         before = {key: digest(model) for key, model in frozen.items()}
         start = {role: {n: t.clone() for n, t in learner.trainable.items()} for role, learner in learners.items()}
         sizes = build.count(learners)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from advdistill import (
@@ -16,6 +17,7 @@ from advdistill import (
 )
 from advdistill.hooks.manager import Plugin
 from advdistill.hooks.registry import Registry
+from advdistill.recipe.dump import to_yaml
 from advdistill.recipe.resolve import Recipe, load_recipe
 
 
@@ -85,3 +87,8 @@ def load(text: str, folder: Any, *overrides: str) -> Recipe:
     """The recipe written as `text` to `folder`/r.yaml, resolved against `registry()`."""
     (folder / "r.yaml").write_text(text)
     return load_recipe(folder / "r.yaml", overrides, registry())
+
+
+def again(tree: Mapping[str, Any], folder: Any) -> Recipe:
+    """The recipe that `tree` stands for, by way of a file."""
+    return load(to_yaml(tree), folder)

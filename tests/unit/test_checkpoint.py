@@ -82,7 +82,7 @@ def test_what_was_learned_comes_back(made: Path) -> None:
     )
     assert not opened.model.training
     before = Parts(made, TINY, "again").model.visual.transformer.resblocks[0].attn.in_proj_weight
-    assert torch.equal(opened.model.frozen.visual.transformer.resblocks[0].attn.in_proj_weight, before)
+    assert torch.equal(opened.model.base.model.visual.transformer.resblocks[0].attn.in_proj_weight, before)
     up = [tensor for name, tensor in stored.items() if name.endswith("up")] or list(stored.values())
     assert any(tensor.any() for tensor in up)
     (row,) = json.loads((made / "run" / "results.json").read_text())[:1]
@@ -226,7 +226,8 @@ def test_missing_base_weights_are_told(folder: Path) -> None:
 def test_a_missing_plugin_is_named(folder: Path, record: dict[str, str], named: str, hint: str) -> None:
     def change(facts: dict[str, Any], _: Any) -> None:
         facts["recipe"]["student"]["use"] = "pet-prompts"
-        next(each for each in facts["plugins"] if each["path"] == "student").update(record)
+        student = next(each for each in facts["plugins"] if each["path"] == "student")
+        student.update(record, use="pet-prompts")
 
     path = rewrite(folder / "last.safetensors", change)
     with pytest.raises(PluginError, match=named) as error:

@@ -262,7 +262,7 @@ def test_features_unlike_open_clips_fail_the_self_test(parts, monkeypatch):
 def test_loaded_bases_are_frozen_and_in_eval(parts):
     clip = Clip.from_config(configs.Clip(**parts.source))
     assert not any(p.requires_grad for p in clip.parameters())
-    assert not any(module.training for module in clip.frozen.modules())
+    assert not any(module.training for module in clip.model.modules())
     x = images().requires_grad_()
     (slope,) = torch.autograd.grad(clip.features(x).sum(), x)
     assert slope.abs().sum() > 0

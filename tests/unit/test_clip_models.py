@@ -234,7 +234,7 @@ def test_undefended_is_the_base_unchanged(parts, name):
     before, fingerprint = teacher.predict(images(), classes), teacher.describe()["base"]["fingerprint"]
     shake(student.learned())
     plain = student.undefended()
-    assert type(plain) is Clip and plain.frozen is teacher.frozen is student.frozen
+    assert type(plain) is Clip and plain.model is teacher.base.model is student.base.model
     assert torch.equal(plain.predict(images(), classes), before)
     assert not torch.equal(student.eval().predict(images(), student.prepare(CLASSES)), before)
     assert student.describe()["base"]["fingerprint"] == fingerprint
@@ -243,13 +243,13 @@ def test_undefended_is_the_base_unchanged(parts, name):
 
 def test_equal_bases_are_loaded_once_and_let_go(parts):
     one, other = (Clip.from_config(configs.Clip(**parts.source)) for _ in range(2))
-    assert one.frozen is other.frozen
+    assert one.model is other.model
     changed = {
-        name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in one.frozen.state_dict().items()
+        name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in one.model.state_dict().items()
     }
     save_file(changed, parts.weights)
     third = Clip.from_config(configs.Clip(**parts.source))
-    assert third.frozen is not one.frozen
+    assert third.model is not one.model
     assert third.describe()["base"]["fingerprint"] != one.describe()["base"]["fingerprint"]
     from advdistill_clip.loading import _BASES
 
@@ -262,7 +262,7 @@ def test_equal_bases_are_loaded_once_and_let_go(parts):
 def test_the_base_is_never_in_training(parts):
     for student in students(parts).values():
         student.train()
-        assert not any(module.training for module in student.frozen.modules())
+        assert not any(module.training for module in student.base.model.modules())
         assert student.training
 
 
@@ -285,7 +285,7 @@ def test_merged_adapters_are_plain_weights(parts, targets):
     blocks = {name.split(".")[2] for name in student.learned()}
     assert blocks == {"1", "2"}
     untouched = {"visual.transformer.resblocks.0.attn.in_proj_weight", "text_projection", "visual.proj"}
-    assert all(torch.equal(student.merged()[name], student.frozen.state_dict()[name]) for name in untouched)
+    assert all(torch.equal(student.merged()[name], student.base.model.state_dict()[name]) for name in untouched)
 
 
 def test_adapter_dropout_is_for_training_only(parts):
@@ -338,10 +338,10 @@ def test_batch_norms(tmp_path, bn, tower):
         depends = not torch.allclose(student.features(x)[0], student.features(shifted)[0], atol=1e-6)
         assert depends == (bn == "train")
     assert not moved()
-    assert all(m.training == (bn == "train") for m in student.tuned.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.training == (bn == "train") for m in student.model.visual.modules() if isinstance(m, nn.BatchNorm2d))
     student.features(x).sum().backward()
     assert moved() == (bn == "train")
-    assert all(m.track_running_stats for m in student.tuned.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(m.track_running_stats for m in student.model.visual.modules() if isinstance(m, nn.BatchNorm2d))
     student.eval()
     torch.testing.assert_close(student.features(x)[0], student.features(shifted)[0], atol=1e-5, rtol=1e-5)
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_parts import RECIPE, load, registry
+from recipe_parts import RECIPE, again, load, registry
 
 from advdistill.errors import PluginError, RecipeError, UserError
 from advdistill.hooks.manager import Plugin
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.nodes import InvalidRecipe, parse
-from advdistill.recipe.resolve import load_recipe, resolve_tree
+from advdistill.recipe.resolve import load_recipe
 
 
 def test_the_good_recipe_has_no_problem_and_no_warning(tmp_path: Path) -> None:
@@ -218,11 +218,11 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-def test_whatever_stands_wherever_is_a_recipe_or_a_user_error() -> None:
+def test_whatever_stands_wherever_is_a_recipe_or_a_user_error(tmp_path: Path) -> None:
     values = [None, True, -1, 1.5, float("nan"), 10**30, "x", "", [], {}, [None], {"use": "climb"}, {"use": ["a"]}]
-    everyone, good = registry(), parse(RECIPE, "r").plain()
+    good = parse(RECIPE, "r").plain()
     draw, outcomes = random.Random(0), set()
-    for tree in (good, dict(resolve_tree(good, everyone, "r").tree)):
+    for tree in (good, dict(again(good, tmp_path).tree)):
         for path in places(tree):
             for value in draw.sample(values, 4):
                 changed: Any = copy.deepcopy(tree)
@@ -231,7 +231,7 @@ def test_whatever_stands_wherever_is_a_recipe_or_a_user_error() -> None:
                     place = place[step]
                 place[path[-1]] = value
                 try:
-                    resolve_tree(changed, everyone, "r")
+                    again(changed, tmp_path)
                     outcomes.add("recipe")
                 except UserError:
                     outcomes.add("error")

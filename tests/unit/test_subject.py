@@ -1,6 +1,7 @@
 """What is pinned here:
 
 - A checkpoint brings its model, data, protocols, threat and seed; what is measured again is what was measured.
+- A single-file plugin that has changed since the checkpoint was written is told.
 - Options replace one thing each: an attack with its settings, the radius, the norm, the number of samples, the data.
 - NAME@WEIGHTS stands for an undefended model: a JSON config with a weights file, a local-dir, a named plugin's.
 - What does not fit together is told, with what to write instead.
@@ -70,7 +71,7 @@ def test_a_checkpoint_brings_everything(checkpoint: Path) -> None:
     found = subject(str(checkpoint), REGISTRY)
     stored = json.loads(checkpoint.with_name("results.json").read_text())[0]
     row = measured(found).to_json()
-    assert row["protocols"] == stored["protocols"] and found.note == "" and found.seed == 3
+    assert row["protocols"] == stored["protocols"] and found.notes == () and found.seed == 3
     assert [(p.name, p.split, p.limit) for p in found.protocols] == [
         ("clean", "test", 30), ("wide", "test", 18), ("pgd", "val", 0)
     ]  # fmt: skip
@@ -91,9 +92,17 @@ def test_an_attack_of_ones_own(checkpoint: Path) -> None:
     assert [p.limit for p in everywhere] == [5, 5, 5]
 
 
+def test_a_changed_plugin_file_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    changed = tmp_path / run_parts.PLUGIN.name
+    changed.write_text(run_parts.PLUGIN.read_text() + "# another version\n")
+    found = subject(str(checkpoint), default_registry().with_files([changed]))
+    assert found.notes == (f"toy_plugin.py has changed since {checkpoint} was written",)
+
+
 def test_other_data_is_zero_shot(checkpoint: Path, photos: Path) -> None:
     found = subject(str(checkpoint), REGISTRY, data=str(photos), attack="pgd")
-    assert "zero-shot" in found.note and found.participant.classes.names == ("ant", "bee", "wild cat")
+    (note,) = found.notes
+    assert "zero-shot" in note and found.participant.classes.names == ("ant", "bee", "wild cat")
     assert measured(found).counts["clean"].total == 3
 
 
