@@ -244,9 +244,7 @@ def test_undefended_is_the_base_unchanged(parts, name):
 def test_equal_bases_are_loaded_once_and_let_go(parts):
     one, other = (Clip.from_config(configs.Clip(**parts.source)) for _ in range(2))
     assert one.model is other.model
-    changed = {
-        name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in one.model.state_dict().items()
-    }
+    changed = {name: tensor + 1 if name == "logit_scale" else tensor for name, tensor in one.model.state_dict().items()}
     save_file(changed, parts.weights)
     third = Clip.from_config(configs.Clip(**parts.source))
     assert third.model is not one.model
