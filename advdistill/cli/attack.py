@@ -71,8 +71,8 @@ def attack(
         limit=limit,
         device=device,
     )
-    if found.note:
-        typer.echo(f"note: {found.note}", err=True)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
     keep: Found | None = None
     if save_images is not None:
         from advdistill.engine.images import ImageFolder

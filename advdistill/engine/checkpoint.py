@@ -28,6 +28,7 @@ from advdistill.errors import DataError, PluginError, RecipeError, RunError, Usa
 from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.header import FORMAT, KEY, read_header
 from advdistill.recipe.paths import resource
+from advdistill.recipe.providers import find
 
 if TYPE_CHECKING:
     from advdistill.recipe.resolve import Recipe
@@ -162,7 +163,10 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
         )
     registry = registry or default_registry()
     block = dict(facts["recipe"]["student"])
-    spec = _student_spec(facts, registry)
+    try:
+        spec = find(registry, "student", block["use"], facts["plugins"]).spec
+    except (PluginError, RecipeError) as error:
+        raise PluginError(f"{file}: {error.message}", error.hint) from error
     config = registry.load(spec, "config")
     settings = {key: value for key, value in block.items() if key != "use"}
     model = registry.load(spec).from_config(config(**settings) if config else None, weights=weights)
@@ -186,26 +190,6 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
     except DataError as error:
         raise DataError(f"{file}: {error.message}", error.hint) from error
     return opened
-
-
-def _student_spec(facts: Mapping[str, Any], registry: Registry) -> Any:
-    """The spec of the student; raises PluginError naming what to install where its plugin is not there."""
-    use = facts["recipe"]["student"]["use"]
-    try:
-        return registry.get("student", use).spec
-    except RecipeError as error:
-        made_by = next((record for record in facts["plugins"] if record["path"] == "student"), None)
-        if made_by is None or made_by["dist"] == "advdistill":
-            raise PluginError(f"the checkpoint needs the student {use!r}: {error.message}", error.hint) from error
-        if not made_by["dist"]:
-            source, hint = (
-                f"the single file {made_by['plugin']}.py",
-                "give that file with --plugin, or plugins=[…] to load",
-            )
-        else:
-            source = f"the package {made_by['dist']} {made_by['version']}"
-            hint = f"install it: pip install {made_by['dist']}=={made_by['version']}"
-        raise PluginError(f"the checkpoint needs the student {use!r} of {source}, which is not there", hint) from error
 
 
 class Classifier(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from advdistill.recipe.resolve import resolve_blocks
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
+    from advdistill.recipe.providers import Record
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Subject:
     """A model with the data and the protocols that it is measured on.
 
     Attributes:
-        name: what to call it. splits: name -> Split. seed: of subsets and noise. note: what to know about it.
+        name: what to call it. splits: name -> Split. seed: of subsets and noise. notes: what to know about it.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Subject:
     splits: Callable[[str], Split]
     protocols: list[Protocol]
     seed: int
-    note: str
+    notes: tuple[str, ...]
 
 
 def subject(
@@ -88,9 +89,8 @@ def subject(
         raise UsageError(f"{settings[0]!r} is a setting of an attack, but none is named", "--attack NAME key=value …")
     if odd := [word for word in settings if "=" not in word]:
         raise UsageError(f"{odd[0]!r} is not a setting", "Write key=value, like steps=20.")
-    replaced = {"attack", "data"} if data is not None else {"attack"}
-    provided = [record for record in facts.get("plugins", []) if record["path"] not in replaced]
-    blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
+    records = facts.get("plugins", [])
+    blocks = resolve_blocks(tree, registry, provided=records, overrides=[f"attack.{word}" for word in settings])
 
     dataset: Dataset = build.component(registry, blocks[("data",)])
     built = opened.model if opened else _undefended(registry, *(bare or ("", "", "")))
@@ -114,10 +114,19 @@ def subject(
             at = {"split": stored["split"], "limit": stored["limit"], **where}
             protocols.append(_protocol(registry, stored["name"], block, threat(_parsed(stored["threat"])), **at))
     seed = facts["recipe"]["seed"] if opened else 0
-    note = ""
+    notes = [f"{name}.py has changed since {model} was written" for name in _changed(records, registry)]
     if opened and opened.classes.names != dataset.classes.names:
-        note = f"the data has other classes than the {len(opened.classes)} that {model} was trained on: zero-shot"
-    return Subject(model, participant, split_reader(dataset), protocols, seed, note)
+        notes.append(
+            f"the data has other classes than the {len(opened.classes)} that {model} was trained on: zero-shot"
+        )
+    return Subject(model, participant, split_reader(dataset), protocols, seed, tuple(notes))
+
+
+def _changed(records: Iterable[Record], registry: Registry) -> list[str]:
+    """The single-file plugins that are loaded with other content than the records say."""
+    loaded = {plugin.name: plugin.sha256 for plugin in registry.plugins if plugin.file}
+    noted = {record["plugin"]: record["sha256"] for record in records if record["sha256"]}
+    return [name for name, digest in noted.items() if loaded.get(name, digest) != digest]
 
 
 def _bare(model: str) -> tuple[str, str, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from advdistill.hooks.specs import AttackSpec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
 from advdistill.recipe.model import FORMAT, Evaluate, Optim, RecipeModel, Threat, Train
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
+from advdistill.recipe.providers import Record, find
 from advdistill.recipe.resolved import Block, Recipe, TeacherBlock
 
 _Section = TypeVar("_Section", bound=Config)
@@ -41,11 +42,11 @@ class Check:
     Args:
         root: the recipe, overrides applied.
         registry: who offers what.
-        provided: records of `Recipe.providers` by path, where the recipe comes from a checkpoint.
+        provided: records of `Recipe.providers`, where the recipe comes from a checkpoint.
     """
 
-    def __init__(self, root: Node, registry: Registry, provided: Mapping[str, Mapping[str, str]]) -> None:
-        self.root, self.registry, self.provided = root, registry, provided
+    def __init__(self, root: Node, registry: Registry, provided: Iterable[Record] = ()) -> None:
+        self.root, self.registry, self.provided = root, registry, tuple(provided)
         self.problems: list[Problem] = []
         self.blame: BaseException | None = None
         self.warnings: list[str] = []
@@ -92,9 +93,11 @@ class Check:
                 self.fail((*path, "use"), f"must be the name of a {kind}")
             else:
                 try:
-                    self.entries[path] = self.registry.get(kind, use.value)
-                except (RecipeError, PluginError) as error:
-                    self._unknown((*path, "use"), error)
+                    self.entries[path] = find(self.registry, kind, use.value, self.provided)
+                except RecipeError as error:
+                    self.fail((*path, "use"), error.message, hint=error.hint)
+                except PluginError as error:
+                    self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
 
     def settings(self) -> None:
         """Phase 4: each block against its plugin's own Config."""
@@ -178,19 +181,6 @@ class Check:
             return model.model_validate(node.plain() if node else {})
         except ValidationError:
             return None
-
-    def _unknown(self, path: KeyPath, error: RecipeError | PluginError) -> None:
-        record = self.provided.get(dotted(path[:-1]))
-        if record is None or record["dist"] == "advdistill":
-            self.fail(path, error.message, hint=error.hint, blame=error if isinstance(error, PluginError) else None)
-        elif record["dist"]:
-            dist, version = record["dist"], record["version"]
-            message = f"{record['kind']} {record['name']!r} comes from the package {dist} {version}: {error.message}"
-            self.fail(path, message, hint=f"Install it: pip install {dist}=={version}.", blame=error)
-        else:
-            message = f"{record['kind']} {record['name']!r} comes from the single file {record['plugin']}.py"
-            hint = f"Give that file with --plugin (its sha256 was {record['sha256'][:12]}…)."
-            self.fail(path, message, hint=hint, blame=error)
 
     def _length(self, train: Train) -> None:
         if train.steps and train.epochs:
@@ -360,7 +350,7 @@ def _quoted(error: Mapping[str, Any]) -> list[str]:
     return [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
 
 
-def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -27,7 +27,7 @@ class Mark:
     """A place in a recipe.
 
     Attributes:
-        where: the file as the user would name it, or "override", "checkpoint", "default".
+        where: the file as the user would name it, or "override", "default", "given" (by code).
         line, column: from 1; line 0: `where` has no lines.
         text: the source line, or the override as typed.
     """

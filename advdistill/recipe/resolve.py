@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from advdistill.errors import PluginError
-from advdistill.hooks.registry import Entry, Registry, default_registry
+from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.check import Check, check_format
 from advdistill.recipe.loader import find_recipe, override, read_recipe
 from advdistill.recipe.model import RecipeModel
 from advdistill.recipe.nodes import KeyPath, Mark, Node, dotted, from_plain
+from advdistill.recipe.providers import Record, record
 from advdistill.recipe.resolved import (
     Block,
     Recipe,
@@ -31,7 +32,6 @@ __all__ = [
     "TeacherBlock",
     "load_recipe",
     "resolve_blocks",
-    "resolve_tree",
 ]
 
 
@@ -57,77 +57,10 @@ def load_recipe(
     registry = (registry or default_registry()).with_files(plugins)
     path = find_recipe(source, registry)
     root = override(read_recipe(path, registry), overrides)
-    extra = [str(Path(plugin).expanduser().resolve()) for plugin in plugins]
-    return _resolve(root, registry, path.stem, extra, {}, strict=True)
-
-
-def resolve_tree(
-    tree: Mapping[str, Any],
-    registry: Registry | None = None,
-    name: str = "",
-    *,
-    provided: Iterable[Mapping[str, str]] = (),
-    plugins: Iterable[str | Path] = (),
-    overrides: Sequence[str] = (),
-) -> Recipe:
-    """Check a recipe that has been resolved before, such as the one in a checkpoint.
-
-    Args:
-        tree: `Recipe.tree`.
-        registry: who offers what; default: everything installed.
-        name: stands in where the tree has no name; also what messages call it.
-        provided: `Recipe.providers` as stored, to say what to install where a plugin is missing.
-        plugins: further single-file plugins. One that the tree lists and that is gone is missed only where a block
-            needs it.
-        overrides: as for `load_recipe`.
-
-    Raises:
-        RecipeError, UsageError, PluginError: as for `load_recipe`.
-    """
-    registry = (registry or default_registry()).with_files(plugins)
-    root = override(from_plain(dict(tree), Mark(name or "checkpoint")), overrides)
-    return _resolve(root, registry, name, [], {record["path"]: record for record in provided}, strict=False)
-
-
-def resolve_blocks(
-    tree: Mapping[str, Any],
-    registry: Registry | None = None,
-    *,
-    provided: Iterable[Mapping[str, str]] = (),
-    overrides: Sequence[str] = (),
-) -> dict[KeyPath, Block]:
-    """Check some blocks of a recipe by themselves, for commands that need no whole recipe.
-
-    Args:
-        tree: a part of a recipe, such as its `data` and `attack`.
-        registry, provided, overrides: as for `resolve_tree`.
-
-    Returns:
-        Path in the recipe, such as `("evaluate", "protocols", 0, "attack")`, -> Block.
-
-    Raises:
-        RecipeError, UsageError, PluginError: as for `load_recipe`.
-    """
-    root = override(from_plain(dict(tree), Mark("given")), overrides)
-    check = Check(root, registry or default_registry(), {record["path"]: record for record in provided})
-    check.names()
-    check.settings()
-    check.raise_if_any()
-    return check.blocks
-
-
-def _resolve(
-    root: Node,
-    registry: Registry,
-    name: str,
-    extra_plugins: Sequence[str],
-    provided: Mapping[str, Mapping[str, str]],
-    strict: bool,
-) -> Recipe:
     check_format(root)
-    root = _completed(root, name, extra_plugins)
-    check = Check(root, registry, provided)
-    check.registry = registry = _with_plugins(check, root, registry, strict)
+    extra = [str(Path(plugin).expanduser().resolve()) for plugin in plugins]
+    check = Check(_completed(root, path.stem, extra), registry)
+    _load_plugins(check)
     model = check.shape()
     check.names()
     check.settings()
@@ -138,6 +71,34 @@ def _resolve(
     check.plugins_own(recipe)
     check.raise_if_any()
     return recipe
+
+
+def resolve_blocks(
+    tree: Mapping[str, Any],
+    registry: Registry | None = None,
+    *,
+    provided: Iterable[Record] = (),
+    overrides: Sequence[str] = (),
+) -> dict[KeyPath, Block]:
+    """Check some blocks of a recipe by themselves, for commands that need no whole recipe.
+
+    Args:
+        tree: a part of a recipe, such as its `data` and `attack`.
+        registry, overrides: as for `load_recipe`.
+        provided: `Recipe.providers` as stored, to say what to install where a plugin is missing.
+
+    Returns:
+        Path in the recipe, such as `("evaluate", "protocols", 0, "attack")`, -> Block.
+
+    Raises:
+        RecipeError, UsageError, PluginError: as for `load_recipe`.
+    """
+    root = override(from_plain(dict(tree), Mark("given")), overrides)
+    check = Check(root, registry or default_registry(), provided)
+    check.names()
+    check.settings()
+    check.raise_if_any()
+    return check.blocks
 
 
 def _completed(root: Node, name: str, extra_plugins: Sequence[str]) -> Node:
@@ -166,26 +127,19 @@ def _placed(item: Node) -> Node:
     return replace(item, value=str((beside / Path(item.value).expanduser()).resolve()))
 
 
-def _with_plugins(check: Check, root: Node, registry: Registry, strict: bool) -> Registry:
-    listed = root.at(("plugins",))
+def _load_plugins(check: Check) -> None:
+    """Add the plugin files that the recipe lists to what the check knows."""
+    listed = check.root.at(("plugins",))
     for index, item in enumerate(listed.value if listed and isinstance(listed.value, list) else []):
         if not isinstance(item.value, str):
             continue
         try:
-            registry = registry.with_files([item.value])
+            check.registry = check.registry.with_files([item.value])
         except PluginError as error:
-            if strict:
-                check.fail(("plugins", index), error.message, hint=error.hint, blame=error)
-            else:
-                check.warnings.append(f"the plugin file {item.value} is not there any more")
-    for plugin in registry.plugins:
+            check.fail(("plugins", index), error.message, hint=error.hint, blame=error)
+    for plugin in check.registry.plugins:
         if plugin.file and plugin.error:
             check.warnings.append(f"the plugin file {plugin.file} could not be loaded: {plugin.cause}")
-    loaded = {plugin.name: plugin.sha256 for plugin in registry.plugins if plugin.file}
-    for record in check.provided.values():
-        if record["sha256"] and loaded.get(record["plugin"], record["sha256"]) != record["sha256"]:
-            check.warnings.append(f"the plugin file {record['plugin']}.py has changed since the checkpoint was written")
-    return registry
 
 
 def _assemble(check: Check, model: RecipeModel) -> Recipe:
@@ -210,7 +164,7 @@ def _assemble(check: Check, model: RecipeModel) -> Recipe:
         report=tuple(blocks[("report", index)] for index in range(len(model.report))),
         tree=tree,
         origins={dotted(path): _origin(check.root, path) for path in _leaves(tree)},
-        providers=tuple(_record(path, block.use, check.entries[path]) for path, block in blocks.items()),
+        providers=tuple(record(path, block.use, check.entries[path]) for path, block in blocks.items()),
         plugin_hashes={str(plugin.file): plugin.sha256 for plugin in check.registry.plugins if plugin.file},
         warnings=tuple(check.warnings),
     )
@@ -238,21 +192,6 @@ def _evaluate(model: RecipeModel, blocks: Mapping[KeyPath, Block]) -> ResolvedEv
         teachers=given.teachers,
         controls=given.controls,
     )
-
-
-def _record(path: KeyPath, use: str, entry: Entry) -> dict[str, str]:
-    plugin = entry.plugin
-    return {
-        "path": dotted(path),
-        "kind": entry.spec.kind,
-        "use": use,
-        "name": entry.spec.name,
-        "dist": plugin.dist,
-        "version": plugin.version,
-        "plugin": plugin.name,
-        "file": str(plugin.file or ""),
-        "sha256": plugin.sha256,
-    }
 
 
 def _put(tree: dict[str, Any], path: KeyPath, value: Any) -> None:

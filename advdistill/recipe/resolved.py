@@ -81,7 +81,7 @@ class Recipe:
     """A valid recipe.
 
     Attributes:
-        tree: the same as plain JSON-able data with every default filled in; resolving it gives it again.
+        tree: the same as plain JSON-able data with every default filled in; a recipe file of it resolves to it again.
         origins: dotted path of every value in `tree` -> `file:line:column`, "override" or "default".
         providers: one record for each block, JSON-able: path (dotted, in the recipe), kind, use, name, dist, version,
             plugin, and for a single-file plugin file and sha256 ("" for an installed one).
