@@ -6,6 +6,9 @@ Exit codes: 0 ok · 1 run failed · 2 usage · 3 recipe invalid · 4 plugin miss
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can put right.
@@ -51,3 +54,9 @@ class DataError(UserError):
     """Data, weights or a checkpoint are missing or cannot be read."""
 
     exit_code = 5
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a `word` that is not among the `known` ones; "" where none of them is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

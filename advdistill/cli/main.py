@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import traceback
@@ -12,8 +11,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from advdistill.cli.options import examples
-from advdistill.errors import PluginError, UsageError, UserError
-from advdistill.hooks.manager import host_version
+from advdistill.errors import PluginError, UsageError, UserError, did_you_mean
+from advdistill.hooks.manager import cause, host_version
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import CommandSpec
 
@@ -55,9 +54,8 @@ class LazyCommand(TyperCommand):
             try:
                 target = getattr(importlib.import_module(module), name)
             except (Exception, SystemExit) as error:
-                cause = f"{type(error).__name__}: {error}"
                 raise PluginError(
-                    f"the command {self.spec.name!r} cannot be used: {cause}", "Repair or reinstall its plugin."
+                    f"the command {self.spec.name!r} cannot be used: {cause(error)}", "Repair or reinstall its plugin."
                 ) from error
         if isinstance(target, typer.Typer):
             return typer.main.get_command(target)
@@ -81,8 +79,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
-            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            suggestion = f"; did you mean {close[0]!r}?" if close else ""
+            suggestion = did_you_mean(args[0], self.list_commands(ctx))
             raise UsageError(f"there is no command {args[0]!r}{suggestion}", "`advdistill --help` lists them all.")
         return super().resolve_command(ctx, args)
 
@@ -103,10 +100,8 @@ class Commands(TyperGroup):
                 raise  # typer's own: a wrong option or argument
             if ctx.params.get("verbose"):
                 traceback.print_exc()
-            name = type(error).__name__
-            _tell(
-                f"internal error: {name}: {error}", "" if ctx.params.get("verbose") else "Run `advdistill -v …` again."
-            )
+            hint = "" if ctx.params.get("verbose") else "Run `advdistill -v …` again."
+            _tell(f"internal error: {type(error).__name__}: {error}", hint)
             raise typer.Exit(1) from error
 
 

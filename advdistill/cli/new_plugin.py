@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from string import Template
@@ -11,7 +10,8 @@ from typing import Annotated
 import typer
 
 from advdistill.cli.options import complete_kind
-from advdistill.errors import RunError, UsageError
+from advdistill.errors import RunError, UsageError, did_you_mean
+from advdistill.hooks.hookspecs import YIELDS
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import KINDS
 
@@ -65,11 +65,7 @@ def new_plugin(
 def _words(name: str, kind: str) -> dict[str, str]:
     """What the placeholders of the templates stand for."""
     if kind not in KINDS:
-        close = difflib.get_close_matches(kind, KINDS, n=1)
-        raise UsageError(
-            f"there is no kind {kind!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-            f"Kinds: {', '.join(KINDS)}.",
-        )
+        raise UsageError(f"there is no kind {kind!r}{did_you_mean(kind, KINDS)}", f"Kinds: {', '.join(KINDS)}.")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(f"{name!r} is not a name", "Lower case, words joined by hyphens, like my-attack.")
     taken = next((entry for entry in default_registry().entries(kind) if entry.spec.name == name), None)
@@ -89,7 +85,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "cls": cls if cls != kind.capitalize() else f"Own{cls}",
         "module": "model" if kind in ("student", "teacher") else kind,
         "spec": KINDS[kind].__name__,
-        "hook": f"advdistill_{'strategies' if kind == 'strategy' else f'{kind}s'}",
+        "hook": next(hook for hook, offered in YIELDS.items() if offered is KINDS[kind]),
         "declared": "".join(f"        {line}\n" for line in declared),
         "summary": summary,
     }

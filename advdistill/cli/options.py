@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,6 @@ PluginFiles = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def registry_with(files: list[str] | None) -> Registry:
+def registry_with(files: Iterable[str] | None) -> Registry:
     """Everything installed, and the single-file plugins given."""
     return default_registry().with_files(files or ())

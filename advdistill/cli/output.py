@@ -21,3 +21,8 @@ def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in table:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         typer.echo("  ".join([*padded, row[-1]]).rstrip())
+
+
+def written(value: Any) -> str:
+    """A setting's value in a column: text as it is, all else, and text that is empty, as JSON."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

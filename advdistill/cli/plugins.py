@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from advdistill.cli.options import Json, PluginFiles, complete_plugin, examples, registry_with
-from advdistill.cli.output import print_columns, print_json
-from advdistill.hooks.specs import KINDS
+from advdistill.cli.output import print_columns, print_json, written
+from advdistill.errors import RecipeError, did_you_mean
+from advdistill.hooks.specs import KINDS, Spec
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Entry, Registry
@@ -87,8 +88,6 @@ def show(
 
 def _find(registry: Registry, name: str) -> list[Entry]:
     """The components of that name: of one kind, or where none is given, of every kind that has it."""
-    from advdistill.errors import RecipeError
-
     kind, _, rest = name.partition(":")
     if kind in KINDS and rest:
         return [registry.get(kind, rest)]
@@ -100,8 +99,7 @@ def _find(registry: Registry, name: str) -> list[Entry]:
             continue
         found[id(entry.spec)] = entry
     if not found:
-        close = difflib.get_close_matches(name, [entry.spec.name for entry in registry.entries()], n=1)
-        suggestion = f"; did you mean {close[0]!r}?" if close else ""
+        suggestion = did_you_mean(name, [entry.spec.name for entry in registry.entries()])
         raise RecipeError(
             f"there is no component named {name!r}{suggestion}", "`advdistill plugins list` shows them all."
         )
@@ -124,10 +122,6 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 def _declared(entry: Entry) -> dict[str, Any]:
     """What the spec of this kind declares beyond every spec's fields."""
-    from dataclasses import fields
-
-    from advdistill.hooks.specs import Spec
-
     common = {field.name for field in fields(Spec)}
     declared = {f.name: getattr(entry.spec, f.name) for f in fields(entry.spec) if f.name not in common}
     return {key: sorted(value) if isinstance(value, frozenset) else value for key, value in declared.items()}
@@ -189,13 +183,7 @@ def _print(facts: dict[str, Any]) -> None:
         return
     typer.echo()
     rows = [
-        (s["name"], s["type"], "(required)" if s["required"] else _written(s["default"]), s["doc"])
+        (s["name"], s["type"], "(required)" if s["required"] else written(s["default"]), s["doc"])
         for s in facts["settings"]
     ]
     print_columns(("SETTING", "TYPE", "DEFAULT", "MEANING"), rows)
-
-
-def _written(value: Any) -> str:
-    import json
-
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

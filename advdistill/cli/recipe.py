@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from advdistill.cli.options import Json, Overrides, PluginFiles, RecipeName, examples, registry_with
-from advdistill.cli.output import print_columns, print_json
+from advdistill.cli.output import print_columns, print_json, written
 from advdistill.errors import RecipeError, UsageError
-
-if TYPE_CHECKING:
-    from advdistill.hooks.registry import Registry
+from advdistill.hooks.registry import Registry, default_registry
 
 app = typer.Typer(
     help="List, show, check, compare, copy recipes.",
@@ -27,7 +25,6 @@ app = typer.Typer(
 @app.command("list", epilog=examples("advdistill recipe list", "advdistill recipe list --json | python -m json.tool"))
 def list_recipes(json: Json = False) -> None:
     """List the recipes that can be named without a path."""
-    from advdistill.hooks.registry import default_registry
     from advdistill.recipe.loader import recipe_files
 
     found = [
@@ -97,7 +94,7 @@ def diff(left: RecipeName, right: RecipeName, json: Json = False, plugin: Plugin
         print_columns(
             ("KEY", left, right),
             [
-                (c.path, "" if c.sides == "right" else _brief(c.left), "" if c.sides == "left" else _brief(c.right))
+                (c.path, "" if c.sides == "right" else written(c.left), "" if c.sides == "left" else written(c.right))
                 for c in changes
             ],
         )
@@ -112,7 +109,6 @@ def copy(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
 ) -> None:
     """Copy a recipe to edit, comments and all."""
-    from advdistill.hooks.registry import default_registry
     from advdistill.recipe.loader import find_recipe
 
     registry = default_registry()
@@ -174,9 +170,3 @@ def _summary(file: Path) -> str:
         comment = " ".join(line.strip("# \n") for line in takewhile(lambda line: line.startswith("#"), lines))
     sentence, dot, _ = comment.partition(". ")
     return sentence + dot.strip()
-
-
-def _brief(value: Any) -> str:
-    import json
-
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -44,18 +44,17 @@ def train(
     """
     from advdistill.recipe.resolve import load_recipe
 
-    registry = registry_with(plugin)
     if resume is not None:
         if recipe or overrides or overwrite or dry_run:
             raise UsageError("--resume goes on with a run as it is; it takes no recipe, change or other mode")
-        resolved = _begun(resume, registry, plugin)
+        resolved = _begun(resume, plugin)
         if _finished(resume, json):
             return
     elif recipe is None:
         raise UsageError("which recipe?", "`advdistill recipe list` shows those that have names.")
     else:
-        resolved = load_recipe(recipe, overrides or (), registry, plugin or ())
-    registry = registry.with_files(resolved.plugin_hashes)
+        resolved = load_recipe(recipe, overrides or (), plugins=plugin or ())
+    registry = registry_with(resolved.plugin_hashes)
     if dry_run:
         from advdistill.engine.plan import plan
 
@@ -69,14 +68,14 @@ def train(
     print_json([row.to_json() for row in rows]) if json else print_results(rows)
 
 
-def _begun(folder: Path, registry: Any, plugin: list[str] | None) -> Recipe:
+def _begun(folder: Path, plugin: list[str] | None) -> Recipe:
     from advdistill.recipe.resolve import load_recipe
 
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise DataError(f"{folder} holds no run: there is no recipe.yaml in it", "give the folder of a run")
     # The folder may have been moved since.
-    return load_recipe(path, [f"save.dir={folder}"], registry, plugin or ())
+    return load_recipe(path, [f"save.dir={folder}"], plugins=plugin or ())
 
 
 def _finished(folder: Path, json: bool) -> bool:

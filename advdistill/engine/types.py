@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advdistill.errors import UsageError
+from advdistill.hooks.specs import NORMS
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Threat:
     eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2", "l1", "l0"):
-            raise UsageError(f"unknown norm {self.norm!r}", "use linf, l2, l1 or l0")
+        if self.norm not in NORMS:
+            raise UsageError(f"unknown norm {self.norm!r}", f"use one of {', '.join(NORMS)}")
         if not self.eps >= 0 or (self.norm == "linf" and self.eps > 1):
             raise UsageError(f"eps {self.eps} is not a radius on the [0, 1] pixel scale", "write it like 8/255")
 

@@ -47,9 +47,7 @@ class Plugin:
     @property
     def cause(self) -> str:
         """The error in one line; "" where there is none."""
-        if self.error is None:
-            return ""
-        return f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
+        return cause(self.error) if self.error else ""
 
     @property
     def label(self) -> str:
@@ -83,6 +81,11 @@ def load_file(path: str | Path) -> Plugin:
     # The digest in the name lets one process hold two versions, and gives one version the same classes each time.
     module_name = f"advdistill_file_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:12]}"
     return _examine(lambda: _import_file(file, module_name), name=file.stem, file=file, sha256=digest)
+
+
+def cause(error: BaseException) -> str:
+    """What was raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def host_version() -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advdistill.errors import PluginError, RecipeError
-from advdistill.hooks.manager import Plugin, installed, load_file
+from advdistill.errors import PluginError, RecipeError, did_you_mean
+from advdistill.hooks.manager import Plugin, cause, installed, load_file
 from advdistill.hooks.specs import KINDS, CommandSpec, Spec
 
 # Names of the public API, looked up there on first use: listing plugins must not import torch.
@@ -126,9 +126,8 @@ class Registry:
             _verify(loaded, spec, what)
         except (Exception, SystemExit) as error:
             owner = next((entry.plugin.label for entry in self._entries if entry.spec is spec), "an unregistered spec")
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise PluginError(
-                f"{spec.kind} {spec.name!r} of plugin {owner}: its {what} {reference!r} cannot be used: {cause}",
+                f"{spec.kind} {spec.name!r} of plugin {owner}: its {what} {reference!r} cannot be used: {cause(error)}",
                 "Repair or reinstall that plugin; -v shows the traceback.",
             ) from error
         return loaded
@@ -189,13 +188,11 @@ class Registry:
         else:
             suspects = self.broken
         known = self.names(kind)
-        close = difflib.get_close_matches(name, known, n=1)
         message = f"there is no {kind} named {name!r}"
         if suspects:
             causes = "; ".join(f"{plugin.label}: {plugin.cause}" for plugin in suspects)
             message += f", unless it is one of a plugin's that could not be loaded ({causes})"
-        if close:
-            message += f"; did you mean {close[0]!r}?"
+        message += did_you_mean(name, known)
         # A broken plugin's names cannot be known. Unless this is all but surely a misspelling, it is the likely owner.
         if suspects and not difflib.get_close_matches(name, known, n=1, cutoff=0.7):
             error = PluginError(message, "Repair or reinstall that plugin, or correct the name.")

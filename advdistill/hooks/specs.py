@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_NORMS = frozenset({"linf", "l2", "l1", "l0"})
+Norm = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[str, ...] = get_args(Norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ class AttackSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "norms", frozenset(self.norms))
-        if not self.norms or self.norms - _NORMS:
-            raise ValueError(f"{self.name}: norms {sorted(self.norms)} must be some of {sorted(_NORMS)}")
+        if not self.norms or self.norms - set(NORMS):
+            raise ValueError(f"{self.name}: norms {sorted(self.norms)} must be some of {sorted(NORMS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ make sense of, so that one wrong block hides nothing in the others.
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from advdistill.errors import PluginError, RecipeError, UserError
+from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
 from advdistill.hooks.registry import Entry, Registry
 from advdistill.hooks.specs import AttackSpec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
@@ -204,7 +203,7 @@ class Check:
                 self.fail(("teachers", role), message)
             for role in given - spec.teachers.keys():
                 known = ", ".join(spec.teachers) or "none"
-                close = _did_you_mean(role, spec.teachers)
+                close = did_you_mean(role, spec.teachers)
                 message = f"strategy {spec.name!r} has no such role (its roles: {known}){close}"
                 self.fail(("teachers", role), message, key=True)
         attack = self.root.at(("attack",))
@@ -228,7 +227,7 @@ class Check:
                 continue
             block = self.blocks.get(("teachers", name))
             if name not in roles:
-                close = _did_you_mean(name, ["student", *roles])
+                close = did_you_mean(name, ["student", *roles])
                 self.fail(("optim", "groups", name), f"there is no teacher in this role{close}", key=True)
             elif isinstance(block, TeacherBlock) and not block.train:
                 hint = f"Set teachers.{name}.train: true, or drop the group."
@@ -264,12 +263,12 @@ class Check:
             message = f"{spec.name!r} does not know the norm {threat.norm}, only {', '.join(sorted(spec.norms))}"
             able = [e.spec.name for e in self.registry.entries("attack") if threat.norm in getattr(e.spec, "norms", ())]
             self.fail((*path, "use"), message, hint=f"Attacks that do: {', '.join(able)}." if able else "")
-        block = self.blocks.get(path)
-        steps, step = (getattr(block.config, name, None) for name in ("steps", "step")) if block else (None, None)
+        config = self.blocks[path].config if path in self.blocks else None
+        steps, step = getattr(config, "steps", None), getattr(config, "step", None)
         if not isinstance(steps, int) or not isinstance(step, float) or threat.norm == "l0":
             return
         # A step of 0 leaves the choice to the attack.
-        if 0 < steps * step < threat.eps and not getattr(block and block.config, "random_start", False):
+        if 0 < steps * step < threat.eps and not getattr(config, "random_start", False):
             reach = f"{steps} steps of {format_distance(step)}"
             self.warnings.append(f"{dotted(path)}: {reach} cannot reach eps {format_distance(threat.eps)}")
 
@@ -331,12 +330,12 @@ def _message(error: Mapping[str, Any], model: type[Config], place: KeyPath) -> s
     """A pydantic error in the words of a recipe."""
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"unknown key{_did_you_mean(str(place[-1]), _fields(model, place[:-1]))}"
+        return f"unknown key{did_you_mean(str(place[-1]), _fields(model, place[:-1]))}"
     if kind == "missing":
         field = _fields(model, place[:-1]).get(str(place[-1]))
         return f"missing: {field.description}" if field and field.description else "missing"
     if kind == "literal_error":
-        return f"must be {error['ctx']['expected']}, not {value!r}{_did_you_mean(str(value), _quoted(error))}"
+        return f"must be {error['ctx']['expected']}, not {value!r}{did_you_mean(str(value), _quoted(error))}"
     expected = next((text for prefix, text in _EXPECTED.items() if kind.startswith(prefix)), None)
     if expected is None:
         message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
@@ -348,11 +347,6 @@ def _message(error: Mapping[str, Any], model: type[Config], place: KeyPath) -> s
 
 def _quoted(error: Mapping[str, Any]) -> list[str]:
     return [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _fields(model: type[Config], place: KeyPath) -> Mapping[str, FieldInfo]:

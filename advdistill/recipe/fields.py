@@ -19,7 +19,7 @@ def parse_distance(value: Any) -> float:
     """A distance in pixel units: `"8/255"`, `"0.5/255"` or a number in [0, 1] units.
 
     Raises:
-        ValueError: not a number, negative, or so large that 1/255 units must have been meant.
+        ValueError: not a number, negative or not finite.
     """
     if isinstance(value, str):
         top, slash, bottom = value.partition("/")

@@ -7,13 +7,12 @@ keys of `optim` belong to the host, and stay.)
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from advdistill.errors import RecipeError, UsageError
+from advdistill.errors import RecipeError, UsageError, did_you_mean
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.nodes import MAX_BYTES, InvalidRecipe, Mark, Node, Problem, parse
 from advdistill.recipe.paths import resource
@@ -70,9 +69,8 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
         known = [str(file) for suffix in _SUFFIXES for file in path.parent.glob(f"*{suffix}")]
     if path.is_dir():
         raise RecipeError(f"{source} is a folder, not a recipe", "Give the path of a recipe file.")
-    close = difflib.get_close_matches(str(source if is_name else path), known, n=1)
     raise RecipeError(
-        f"there is no recipe {str(source)!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+        f"there is no recipe {str(source)!r}{did_you_mean(str(source if is_name else path), known)}",
         "`advdistill recipe list` shows the recipes that need no path.",
     )
 

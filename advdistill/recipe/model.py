@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
+from advdistill.hooks.specs import Norm
 from advdistill.recipe.fields import Config, PixelDistance
 
 FORMAT = 1
-
 
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,7 +31,7 @@ class CheckpointConfig(Config):
 class Threat(Config):
     """What the attacker may change."""
 
-    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    norm: Norm = "linf"
     """Norm that bounds the perturbation of an image."""
     eps: PixelDistance
     """Radius on the [0, 1] pixel scale, written like `8/255`; for l0 the number of values."""

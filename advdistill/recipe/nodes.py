@@ -110,10 +110,10 @@ class InvalidRecipe(RecipeError):
         problems: at least one, in any order.
     """
 
-    def __init__(self, problems: Iterable[Problem], hint: str = "") -> None:
+    def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.mark.where, p.mark.line, p.mark.column)))
         hints = dict.fromkeys(problem.hint for problem in self.problems if problem.hint)
-        super().__init__("\n".join(map(str, self.problems)), hint or "\n".join(hints))
+        super().__init__("\n".join(map(str, self.problems)), "\n".join(hints))
 
 
 def dotted(path: KeyPath) -> str:

@@ -23,16 +23,7 @@ from advdistill.recipe.resolved import (
     TeacherBlock,
 )
 
-__all__ = [
-    "Block",
-    "Recipe",
-    "ResolvedEvaluate",
-    "ResolvedProbe",
-    "ResolvedProtocol",
-    "TeacherBlock",
-    "load_recipe",
-    "resolve_blocks",
-]
+__all__ = ["Block", "Recipe", "load_recipe", "resolve_blocks"]
 
 
 def load_recipe(
