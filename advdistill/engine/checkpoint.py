@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -117,11 +118,15 @@ def facts(recipe: Recipe, student: Participant, data: Mapping[str, Any], clock: 
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
         "clock": {"step": clock.step, "steps": clock.steps, "epoch": clock.epoch},
         "plugins": list(recipe.providers),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("advdistill", "torch", "open_clip_torch", "safetensors")},
-        },
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of Python, advdistill, and what it requires."""
+    lines = [line for line in metadata.requires("advdistill") or () if "extra ==" not in line]
+    required = [re.split(r"[^\w.-]", line)[0] for line in lines]
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ["advdistill", *required]}}
 
 
 @dataclass(frozen=True)

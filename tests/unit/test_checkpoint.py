@@ -99,7 +99,7 @@ def test_the_metadata_says_it_all(made: Path) -> None:
     assert len(facts["base"]["fingerprint"]) == 64 and facts["base"]["weights"].endswith("tiny.safetensors")
     assert facts["activation"] in ("gelu", "quickgelu") and len(facts["preprocessing"]["mean"]) == 3
     assert set(facts["data"]["splits"]) == {"train", "val", "test"}
-    assert {"python", "torch", "advdistill", "safetensors", "open_clip_torch"} <= facts["versions"].keys()
+    assert {"python", "torch", "advdistill", "safetensors", "open-clip-torch"} <= facts["versions"].keys()
     by_path = {record["path"]: record for record in facts["plugins"]}
     assert by_path["student"]["dist"] == "advdistill" and by_path["data"]["file"] == str(run_parts.PLUGIN)
     assert [row["subject"] for row in facts["results"]] == ["student", "clean teacher"]
