@@ -75,9 +75,11 @@ def _facts(file: Path, metadata: Any) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(file, f"its metadata key {KEY!r} cannot be read") from error
     if not isinstance(version, int) or version > FORMAT:
-        writer = facts.get("versions", {}).get("advdistill", "a newer version")
+        versions = facts.get("versions")
+        writer = versions.get("advdistill", "") if isinstance(versions, dict) else ""
         raise DataError(
-            f"{file} has format {version}, written by advdistill {writer}; this version reads up to format {FORMAT}",
+            f"{file} has format {version}, written by advdistill {writer or 'of a newer version'}; "
+            f"this version reads up to format {FORMAT}",
             "Upgrade: pip install --upgrade advdistill.",
         )
     if odd := [key for key, kind in _KINDS.items() if not isinstance(facts.get(key, kind()), kind)]:

@@ -19,6 +19,15 @@ def resource(path: str) -> Path:
         The path; it need not exist. An unknown package leaves the text as it is.
     """
     match = _IN_PACKAGE.fullmatch(path)
-    if match and (found := importlib.util.find_spec(match[1])) and found.submodule_search_locations:
-        return Path(next(iter(found.submodule_search_locations))) / match[2]
+    if match and (folder := _package_folder(match[1])):
+        return folder / match[2]
     return Path(path).expanduser()
+
+
+def _package_folder(name: str) -> Path | None:
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # what find_spec says of modules that were never imported by name, such as __main__
+        return None
+    places = found.submodule_search_locations if found else None
+    return Path(next(iter(places))) if places else None

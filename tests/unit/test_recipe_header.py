@@ -66,6 +66,11 @@ def test_a_file_that_the_library_wrote(tmp_path: Path) -> None:
             f"has format {FORMAT + 1}, written by advdistill 9.9; this version reads up to format {FORMAT}",
             "pip install --upgrade advdistill",
         ),
+        (
+            checkpoint({**FACTS, "format": FORMAT + 1, "versions": []}),
+            "written by advdistill of a newer version",
+            "pip install --upgrade advdistill",
+        ),
     ],
 )
 def test_a_bad_file(tmp_path: Path, content: bytes, message: str, hint: str) -> None:

@@ -7,7 +7,8 @@ Guarantees:
 - plugin files are found relative to the recipe that lists them, and hashed;
 - where blocks of a checkpoint lack a plugin, its package or file is named, with what to do;
 - every installed component's config survives the way through JSON;
-- every shipped recipe resolves without torch being imported.
+- every shipped recipe resolves without torch being imported;
+- `package:file` is found in installed packages, and any other text stays a path.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from recipe_parts import RECIPE, Climb, Tower, again, load, registry
 from advdistill.errors import PluginError
 from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.fields import format_distance, parse_distance
+from advdistill.recipe.paths import resource
 from advdistill.recipe.resolve import load_recipe, resolve_blocks
 
 PLUGIN = """\
@@ -170,3 +172,9 @@ def test_every_shipped_recipe_resolves_without_torch(tmp_path: Path) -> None:
     assert imported == "[]"
     assert len(recipes) >= 5
     assert all(line.endswith(" 0") for line in recipes), "a shipped recipe has warnings"
+
+
+def test_paths_may_lie_in_packages() -> None:
+    assert resource("advdistill_demo:large.json").is_file()
+    for path in ("no_such_package:file", "__main__:file", "sys:file", "plain/file"):
+        assert resource(path) == Path(path)
