@@ -160,7 +160,7 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
         PluginError: a plugin that it needs is not installed; says which and what to install.
     """
     file = resource(str(path))
-    facts, tensors = read(file)
+    facts, tensors = read(file) if weights else (read_header(file)[0], {})
     if lacking := [key for key in ("recipe", "classes", "templates", "threat", "plugins") if key not in facts]:
         raise DataError(
             f"{file} holds no model that is ready for use: it lacks {', '.join(lacking)}",

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Split(ABC):
             DataError: the image is missing or cannot be read; names the file.
         """
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of ids and labels: two splits with one digest hold the same samples."""
         text = "\n".join(f"{name}\t{label}" for name, label in zip(self.ids, self.labels.tolist(), strict=True))

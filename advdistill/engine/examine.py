@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,15 +40,13 @@ class Examiner:
     def before(self) -> list[Results]:
         """The undefended model, the controls, and the teachers that do not learn, each as the recipe wants."""
         wanted, parts = self._recipe.evaluate, self._parts
-        subjects: dict[str, Callable[[], Participant]] = {}
-        if wanted.undefended:
-            subjects["undefended"] = parts.undefended
+        rows = [self._measure("before", "undefended", parts.undefended())] if wanted.undefended else []
         for name, path in wanted.controls.items():
-            subjects[name] = partial(parts.control, path, self._registry)
-        if wanted.teachers:
-            frozen = {role: teacher for role, teacher in parts.teachers.items() if not teacher.learns}
-            subjects |= {f"{role} teacher": partial(_same, teacher) for role, teacher in frozen.items()}
-        return [self._measure("before", subject, build_it()) for subject, build_it in subjects.items()]
+            rows.append(self._measure("before", name, parts.control(path, self._registry)))
+        for role, teacher in parts.teachers.items():
+            if wanted.teachers and not teacher.learns:
+                rows.append(self._measure("before", f"{role} teacher", teacher))
+        return rows
 
     def after(self) -> list[Results]:
         """The student and the teachers that learned."""
@@ -110,7 +107,3 @@ class Examiner:
             progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
             stored=participant.model.stored_results,
         )
-
-
-def _same(participant: Participant) -> Participant:
-    return participant

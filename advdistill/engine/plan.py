@@ -4,7 +4,9 @@ and no values, and one step of the strategy is taken there while the memory that
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +14,9 @@ from torch import Tensor
 
 from advdistill.engine import build
 from advdistill.engine.attack import Noise
-from advdistill.engine.build import Parts
 from advdistill.engine.data import Batch, Dataset, Split, steps_per_epoch
 from advdistill.engine.step import Participant, Step
+from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Clock, Threat
 from advdistill.errors import DataError
 
@@ -78,22 +80,25 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
         except DataError as error:
             missing.append(f"{role} teacher: {error.message}; it is not counted")
     everyone = {"student": student, **teachers}
-    parts = Parts(
-        device=torch.device("meta"),
-        dataset=None,  # type: ignore[arg-type]
-        splits=lambda name: split,
-        student=student,
-        teachers=teachers,
-        attack=build.component(registry, recipe.attack) if recipe.attack else None,
-        strategy=build.component(registry, recipe.strategy).to("meta"),
-        threat=Threat(recipe.threat.norm, recipe.threat.eps),
-    )
     batch = min(recipe.train.batch_size, images)
     portion = -(-batch // recipe.train.accumulate)
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
     if teachers.keys() == recipe.teachers.keys():
-        activations, unknown = _activations(parts, portion, side, set(storages))
+        numbers = torch.zeros(portion, dtype=torch.long, device="meta")
+        see = partial(
+            Step,
+            Batch(torch.zeros(portion, 3, side, side, device="meta"), numbers, numbers),
+            Clock(0, 1, 0),
+            student=student,
+            teachers=teachers,
+            attack=build.component(registry, recipe.attack) if recipe.attack else None,
+            threat=Threat(recipe.threat.norm, recipe.threat.eps),
+            noise=Noise(0, "plan", 0, numbers),
+        )
+        student.model.train()
+        strategy = build.component(registry, recipe.strategy).to("meta")
+        activations, unknown = _activations(strategy, see, set(storages))
     else:
         activations, unknown = None, "that takes all teachers"
     return Plan(
@@ -136,27 +141,13 @@ class _Held:
             self.ledger.now -= self.bytes
 
 
-def _activations(parts: Parts, portion: int, side: int, weights: set[int]) -> tuple[int | None, str]:
+def _activations(strategy: Strategy, see: Callable[[], Step], weights: set[int]) -> tuple[int | None, str]:
+    """The most bytes that the graphs of one batch's phases hold beside the weights; or None and why not."""
     ledger = _Ledger(weights)
-    batch = Batch(
-        torch.zeros(portion, 3, side, side, device="meta"),
-        torch.zeros(portion, dtype=torch.long, device="meta"),
-        torch.zeros(portion, dtype=torch.long, device="meta"),
-    )
     try:
-        parts.student.model.train()
         with torch.autograd.graph.saved_tensors_hooks(ledger.hold, lambda held: held.tensor):
-            for phase in parts.strategy.phases:
-                see = Step(
-                    batch,
-                    Clock(0, 1, 0),
-                    student=parts.student,
-                    teachers=parts.teachers,
-                    attack=parts.attack,
-                    threat=parts.threat,
-                    noise=Noise(0, "plan", 0, batch.samples),
-                )
-                phase(see).total().sum().backward()
+            for phase in strategy.phases:
+                phase(see()).total().sum().backward()
     except (RuntimeError, NotImplementedError) as error:
         return None, f"a part of this recipe needs values, not just shapes ({str(error).splitlines()[0]})"
     return ledger.peak, ""
