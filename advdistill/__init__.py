@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from advdistill.engine.model import Factored, VisionLanguageModel
     from advdistill.engine.splits import few_shot, partition
     from advdistill.engine.step import Output, Step
-    from advdistill.engine.strategy import Losses, Strategy, Term
+    from advdistill.engine.strategy import Losses, Strategy, Term, same_width
     from advdistill.engine.types import ClassSet, Clock, Threat
     from advdistill.recipe.fields import Config, PixelDistance
     from advdistill.recipe.paths import resource
@@ -87,6 +87,7 @@ _LAZY = {
     "load": "engine.checkpoint",
     "partition": "engine.splits",
     "resource": "recipe.paths",
+    "same_width": "engine.strategy",
 }
 
 __all__ = [
@@ -142,6 +143,7 @@ __all__ = [
     "load",
     "partition",
     "resource",
+    "same_width",
 ]
 
 

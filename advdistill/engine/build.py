@@ -90,6 +90,11 @@ class Parts:
         return {role: p for role, p in {"student": self.student, **self.teachers}.items() if p.learns}
 
     @property
+    def models(self) -> dict[str, VisionLanguageModel]:
+        """The student's and every teacher's, by role."""
+        return {role: p.model for role, p in {"student": self.student, **self.teachers}.items()}
+
+    @property
     def classes(self) -> ClassSet:
         """The names of the run and the data set's templates."""
         return self.dataset.classes
@@ -133,11 +138,19 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
     dataset: Dataset = component(registry, recipe.data)
     bf16 = recipe.train.precision == "bf16"
 
-    def join(block: Block, learns: bool) -> Participant:
-        return Participant(model(registry, block).to(device), dataset.classes, learns=learns, bf16=bf16)
+    def join(block: Block, learns: bool, ema: float = 0.0) -> Participant:
+        return Participant(model(registry, block).to(device), dataset.classes, learns=learns, ema=ema, bf16=bf16)
 
     student = join(recipe.student, learns=True)
-    teachers = {role: join(block, learns=block.train) for role, block in recipe.teachers.items()}
+    teachers = {role: join(block, block.train, block.ema) for role, block in recipe.teachers.items()}
+    for role, teacher in teachers.items():
+        if teacher.ema:
+            try:
+                teacher.load(student.model.learned())
+            except DataError as error:
+                raise RecipeError(
+                    f"teachers.{role}.ema: no twin of the student: {error.message}", "give it the student's block"
+                ) from error
     for role, participant in {"student": student, **teachers}.items():
         if participant.learns and not participant.trainable:
             raise RecipeError(f"{role}: nothing in it learns", "a student needs prompts, adapters or a tuned tower")

@@ -87,10 +87,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def learned(student: Participant, teachers: Mapping[str, Participant]) -> dict[str, Tensor]:
-    """All that a run learns, live: the student's names as they are, a learning teacher's as `teacher.ROLE.name`."""
+    """All that a run changes, live: the student's names as they are, as `teacher.ROLE.name` those of a teacher that
+    learns or follows."""
     found = dict(student.model.learned())
     for role, teacher in teachers.items():
-        if teacher.learns:
+        if teacher.changes:
             found |= {f"{_TEACHER}{role}.{name}": tensor for name, tensor in teacher.model.learned().items()}
     return found
 
@@ -178,6 +179,7 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
     model.eval()
     model.templates = tuple(facts["templates"])
     opened = Opened(model, ClassSet(tuple(facts["classes"]), tuple(facts["templates"])), facts, file)
+    model.bind(opened.classes)
     if not weights:
         return opened
     base = model.describe()["base"]

@@ -38,20 +38,20 @@ class Examiner:
             self._probes.append(build.protocol(registry, "robust", probe.attack, parts.threat, **where))
 
     def before(self) -> list[Results]:
-        """The undefended model, the controls, and the teachers that do not learn, each as the recipe wants."""
+        """The undefended model, the controls, and the teachers that stay as they are, each as the recipe wants."""
         wanted, parts = self._recipe.evaluate, self._parts
         rows = [self._measure("before", "undefended", parts.undefended())] if wanted.undefended else []
         for name, path in wanted.controls.items():
             rows.append(self._measure("before", name, parts.control(path, self._registry)))
         for role, teacher in parts.teachers.items():
-            if wanted.teachers and not teacher.learns:
+            if wanted.teachers and not teacher.changes:
                 rows.append(self._measure("before", f"{role} teacher", teacher))
         return rows
 
     def after(self) -> list[Results]:
-        """The student and the teachers that learned."""
-        learned = {f"{r} teacher": p for r, p in self._parts.teachers.items() if p.learns}
-        return [self._measure("after", name, p) for name, p in {"student": self._parts.student, **learned}.items()]
+        """The student and the teachers that changed."""
+        changed = {f"{r} teacher": p for r, p in self._parts.teachers.items() if p.changes}
+        return [self._measure("after", name, p) for name, p in {"student": self._parts.student, **changed}.items()]
 
     def student(self, name: str) -> Results:
         """The student as it is now, under that name."""

@@ -5,9 +5,9 @@
     for each step:
         set the learning rates
         for each phase of the strategy:
-            for each portion of the batch: losses = phase(portion); backward
+            for each portion of the batch: losses = phase(step of the portion); backward
             settle the class features; clip; optimizer step
-        strategy.updated(means over the batch)
+        strategy.updated(means over the batch); teachers that follow the student do so
         tell the reporters; probe and save when due; stop politely when asked to
     measure the student; write checkpoint, examples, results
 
@@ -91,6 +91,7 @@ class Run:
         self.recipe, self.folder, self.tell = recipe, folder, tell
         torch.manual_seed(recipe.seed)
         self.parts = build.parts(recipe, registry)
+        self.parts.strategy.prepare(self.parts.models)
         self.examiner = Examiner(recipe, registry, self.parts, tell)
         self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
         self.split = self.parts.splits("train")
@@ -128,11 +129,15 @@ class Run:
         for batch in self._batches():
             self.parts.student.model.train()
             rates = optim.set_rates(self.optimizer, self.recipe.optim.schedule, self.step, self.steps)
-            means: dict[str, float] = {}
+            means: Counter[str] = Counter()
+            portions = [self._see(portion) for portion in self._portions(batch)]
             for phase in self.parts.strategy.phases:
-                means |= self._update(phase, batch)
+                means.update(self._update(phase, portions))
             self.step += 1
             self.parts.strategy.updated(means, self.clock)
+            for teacher in self.parts.teachers.values():
+                if teacher.ema:
+                    teacher.follow(self.parts.student)
             pace = (time.monotonic() - began) / (self.step - first)
             self.tell(StepDone(self.clock, means, rates, len(batch) / pace, pace * (self.steps - self.step)))
             if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
@@ -145,26 +150,31 @@ class Run:
             if stopping:
                 self._stop()
 
-    def _update(self, phase: Callable[[Step], Losses], batch: Batch) -> dict[str, float]:
+    def _portions(self, batch: Batch) -> Iterator[Batch]:
+        size = -(-len(batch) // self.recipe.train.accumulate)
+        return (batch[start : start + size] for start in range(0, len(batch), size))
+
+    def _update(self, phase: Callable[[Step], Losses], portions: list[Step]) -> dict[str, float]:
         """One optimizer step. Returns the means over the batch of every term and reported scalar."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: Counter[str] = Counter()
-        portion = -(-len(batch) // self.recipe.train.accumulate)
-        for start in range(0, len(batch), portion):
+        size = sum(len(s.images) for s in portions)
+        for s in portions:
             try:
-                losses = phase(self._see(batch[start : start + portion]))
+                losses = phase(s)
             except NotFinite as error:
                 self._give_up(f"{error.message}, at step {self.step + 1}")
             sums.update({name: value.item() for name, value in losses.sums().items()})
             self._check(sums)
-            (losses.total().sum() / len(batch)).backward()
+            (losses.total().sum() / size).backward()
+            s.forget()
         for learner in self.parts.learners.values():
             learner.settle()
         reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(reached, self.recipe.optim.clip_norm or math.inf)
         self._check({"gradient norm": norm.item()})
         self.optimizer.step()
-        return {name: value / len(batch) for name, value in sums.items()}
+        return {name: value / size for name, value in sums.items()}
 
     def _see(self, batch: Batch) -> Step:
         parts = self.parts
@@ -236,8 +246,8 @@ class Run:
                 for tensor in checkpoint.learned(self.parts.student, self.parts.teachers).values():
                     if tensor.is_floating_point():
                         tensor.copy_(tensor.half().to(tensor.dtype))
-            for learner in self.parts.learners.values():
-                learner.renew()
+            for participant in (self.parts.student, *self.parts.teachers.values()):
+                participant.renew()
 
     def _check(self, values: Mapping[str, float]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]

@@ -54,6 +54,23 @@ class VisionLanguageModel(nn.Module, ABC):
             DataError: weights are missing, unreadable or do not fit. They never become random ones.
         """
 
+    def bind(self, classes: ClassSet) -> None:
+        """Make the parameters that depend on which classes there are, such as class-specific contexts.
+
+        Called on the model's device before `prepare`, `learned` and `load_learned`, and again with each set of classes
+        that the model is used for. Most models depend on none.
+
+        Raises:
+            UsageError: it is bound to other classes already.
+        """
+
+    def takes(self) -> dict[str, str]:
+        """What can be learned in such an architecture: kind (like "visual prompts") -> why not; "" if it can.
+
+        For people who ask `advdistill inspect --model`; the model may stand on the meta device.
+        """
+        return {}
+
     @abstractmethod
     def prepare(self, classes: ClassSet) -> Classes:
         """Tokenise `classes`, on this model's device. Raises UsageError where a sentence is too long."""
@@ -123,9 +140,11 @@ class Factored(VisionLanguageModel):
     """A model whose logits factor into image features and class features, as in CLIP.
 
     Attributes:
+        width: D, of image and class features.
         classifier_learns: `classifier` depends on something that `learned` holds; else it is computed once a run.
     """
 
+    width: int
     classifier_learns: bool = False
 
     @abstractmethod

@@ -97,7 +97,9 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
             noise=Noise(0, "plan", 0, numbers),
         )
         student.model.train()
-        strategy = build.component(registry, recipe.strategy).to("meta")
+        strategy = build.component(registry, recipe.strategy)
+        strategy.prepare({role: participant.model for role, participant in everyone.items()})
+        strategy = strategy.to("meta")
         activations, unknown = _activations(strategy, see, set(storages))
     else:
         activations, unknown = None, "that takes all teachers"
@@ -146,8 +148,10 @@ def _activations(strategy: Strategy, see: Callable[[], Step], weights: set[int])
     ledger = _Ledger(weights)
     try:
         with torch.autograd.graph.saved_tensors_hooks(ledger.hold, lambda held: held.tensor):
+            s = see()
             for phase in strategy.phases:
-                phase(see()).total().sum().backward()
+                phase(s).total().sum().backward()
+                s.forget()
     except (RuntimeError, NotImplementedError) as error:
         return None, f"a part of this recipe needs values, not just shapes ({str(error).splitlines()[0]})"
     return ledger.peak, ""

@@ -32,14 +32,22 @@ class Participant:
         model: on its device.
         classes: the run's; templates of the model's own replace the data set's.
         learns: its `learned()` parameters are trained; nothing else ever gets a gradient.
+        ema: it follows the student with this decay instead, see `follow`; 0: it does not.
         bf16: train the towers under bfloat16 autocast; pixels, logits and all that is measured stay float32.
     """
 
     def __init__(
-        self, model: VisionLanguageModel, classes: ClassSet, *, learns: bool = False, bf16: bool = False
+        self,
+        model: VisionLanguageModel,
+        classes: ClassSet,
+        *,
+        learns: bool = False,
+        ema: float = 0.0,
+        bf16: bool = False,
     ) -> None:
-        self.model, self.learns, self._bf16 = model, learns, bf16
+        self.model, self.learns, self.ema, self._bf16 = model, learns, ema, bf16
         self.classes = ClassSet(classes.names, model.templates or classes.templates)
+        model.bind(self.classes)
         self.prepared = model.prepare(self.classes)
         learned = model.learned()
         self.trainable = {n: t for n, t in learned.items() if isinstance(t, nn.Parameter)} if learns else {}
@@ -50,6 +58,11 @@ class Participant:
         self.attacked = False
         self._encoded: Tensor | None = None
         self._handed: Tensor | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether a run leaves it other than it was."""
+        return self.learns or self.ema > 0
 
     @property
     def _classifier_learns(self) -> bool:
@@ -84,8 +97,19 @@ class Participant:
 
     def renew(self) -> None:
         """Forget class features that an optimizer step has made old."""
-        if self._classifier_learns:
+        if self._classifier_learns or self.ema:
             self._encoded = self._handed = None
+
+    @torch.no_grad()
+    def follow(self, student: Participant) -> None:
+        """Go a step towards the student: t <- ema * t + (1 - ema) * s; what is no floating point is taken over."""
+        theirs = student.model.learned()
+        for name, mine in self.model.learned().items():
+            if mine.is_floating_point():
+                mine.lerp_(theirs[name], 1 - self.ema)
+            else:
+                mine.copy_(theirs[name])
+        self.renew()
 
     def features(self, images: Tensor) -> Tensor:
         """(B, D) image features, not normalised."""
@@ -184,6 +208,12 @@ class Output:
         said = partial(self._participant.logits, self._images, lambda: self.features)
         return self._look("logits", lambda: said(constant=self._participant.attacked))
 
+    @property
+    def classifier(self) -> Tensor:
+        """(C, D) unit-norm class features."""
+        classifier = self._participant.classifier()
+        return classifier.detach() if self._participant.attacked else classifier
+
     def _look(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
         # An output may be made before an attack, looked at in its objective, and used in the loss afterwards.
         attacked = self._participant.attacked
@@ -209,9 +239,7 @@ class Output:
 
     def cosine(self, labels: Tensor) -> Tensor:
         """(B,) cosine of image and label's class feature, in [-1, 1]."""
-        classifier = self._participant.classifier()
-        rows = (classifier.detach() if self._participant.attacked else classifier)[labels]
-        return (F.normalize(self.features, dim=-1) * rows).sum(-1)
+        return (F.normalize(self.features, dim=-1) * self.classifier[labels]).sum(-1)
 
     def detach(self) -> Output:
         """The same without gradients."""
@@ -234,15 +262,16 @@ class _Mapped(Output):
     def logits(self) -> Tensor:
         return self._change(self._source.logits)
 
-    def cosine(self, labels: Tensor) -> Tensor:
-        raise UsageError("ask the output itself for cosines, then detach or select")
+    @property
+    def classifier(self) -> Tensor:
+        raise UsageError("ask the output itself for class features and cosines, then detach or select")
 
 
 class Step:
-    """One batch on its way through a strategy.
+    """One batch on its way through a strategy, all its phases.
 
     Attributes:
-        images: (B, 3, H, W) in [0, 1]. labels: (B,) long. clock: where the run stands.
+        images: (B, 3, H, W) in [0, 1]. labels: (B,) long. clock: where the run stands. roles: who teaches.
 
     Args:
         student, teachers: who takes part, by role.
@@ -263,10 +292,12 @@ class Step:
         noise: Noise,
     ) -> None:
         self.images, self.labels, self.clock = batch.images, batch.labels, clock
+        self.roles = tuple(teachers)
         self._student, self._teachers = student, teachers
         self._attack, self._threat, self._noise = attack, threat, noise
         self._known: list[Tensor] = [self.images]
         self._said: dict[tuple[int, int], Output] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def student(self, images: Tensor) -> Output:
         """What the student says of (n, 3, H, W) images."""
@@ -306,6 +337,16 @@ class Step:
         images = self.images.index_copy(0, chosen, found)
         self._known.append(images)
         return images
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()` in the first phase that asks; the same tensor, without graph, in later phases of this batch."""
+        if name not in self._kept:
+            self._kept[name] = compute().detach()
+        return self._kept[name]
+
+    def forget(self) -> None:
+        """Drop what models said: an optimizer step has changed them. Images stay."""
+        self._said.clear()
 
     def _ask(self, participant: Participant, images: Tensor) -> Output:
         if not any(images is known for known in self._known):

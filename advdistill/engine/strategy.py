@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from advdistill.engine.model import Factored, VisionLanguageModel
 from advdistill.engine.types import Clock
+from advdistill.errors import UsageError
 
 if TYPE_CHECKING:
     from advdistill.engine.step import Step
@@ -75,14 +77,44 @@ class Strategy(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    def prepare(self, models: Mapping[str, VisionLanguageModel]) -> None:
+        """Called once before a run, and before its state is restored: register buffers that depend on who takes part.
+
+        Args:
+            models: "student" and every teacher's role -> the model.
+
+        Raises:
+            UsageError: they do not go together.
+        """
+
     @abstractmethod
     def step(self, s: Step) -> Losses:
         """The losses of one batch."""
 
     @property
     def phases(self) -> tuple[Callable[[Step], Losses], ...]:
-        """One callable per optimizer update of a batch, in order; several for alternating updates."""
+        """One callable per optimizer update of a batch, in order; several for alternating updates. All phases of a
+        batch see the same Step, `once` keeps for later ones what an earlier one found. Terms of one name are added."""
         return (self.step,)
 
     def updated(self, means: Mapping[str, float], clock: Clock) -> None:
         """Called after each optimizer step with the means over the global batch of every term and reported scalar."""
+
+
+def same_width(models: Mapping[str, VisionLanguageModel], role: str) -> None:
+    """For `Strategy.prepare`: a method compares the student's features with those of the teacher in `role`.
+
+    Raises:
+        UsageError: one of them has no features apart from its classes, or theirs differ in width.
+    """
+    widths = {}
+    for who in ("student", role):
+        model = models[who]
+        if not isinstance(model, Factored):
+            raise UsageError(f"{who}: {type(model).__name__} has no image features that could be compared")
+        widths[who] = model.width
+    if widths["student"] != widths[role]:
+        raise UsageError(
+            f"the student's features have {widths['student']} dimensions, those of the {role} teacher {widths[role]}",
+            "take a teacher that embeds into as many, or a strategy that compares logits",
+        )

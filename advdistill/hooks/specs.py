@@ -95,12 +95,14 @@ class StrategySpec(Spec):
 
     Attributes:
         teachers: role -> what the teacher in that role is for; all are required.
+        optional: the same for teachers that a recipe may leave out; the role `"*"` stands for any further name.
         attack: what it asks of the attack: `"objective"` (it brings its own), `"labels"` (cross-entropy
             would do, so label-driven attacks serve too), or None (it does not attack).
     """
 
     kind: ClassVar[str] = "strategy"
     teachers: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
     attack: str | None = "objective"
 
     def __post_init__(self) -> None:

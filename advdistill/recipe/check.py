@@ -17,12 +17,14 @@ from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
 from advdistill.hooks.registry import Entry, Registry
 from advdistill.hooks.specs import AttackSpec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
-from advdistill.recipe.model import FORMAT, Evaluate, Optim, RecipeModel, Threat, Train
+from advdistill.recipe.model import FORMAT, Evaluate, Learning, Optim, RecipeModel, Threat, Train
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
 from advdistill.recipe.providers import Record, find
 from advdistill.recipe.resolved import Block, Recipe, TeacherBlock
 
 _Section = TypeVar("_Section", bound=Config)
+
+_OF_TEACHERS = tuple(Learning.model_fields)
 
 _EXPECTED = {
     "int": "must be a whole number",
@@ -107,19 +109,19 @@ class Check:
                 self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
                 continue
             node = self.root.nearest(path)
-            own = {"use", "train"} if path[0] == "teachers" else {"use"}
+            own = {"use", *_OF_TEACHERS} if path[0] == "teachers" else {"use"}
             rest = Node({key: item for key, item in node.value.items() if key not in own}, node.mark, node.key)
             hint = f"`advdistill plugins show {entry.spec.kind}:{entry.spec.name}` lists its settings."
             config = self._validated(config_class, rest, path, hint)
-            trains = node.value.get("train") if path[0] == "teachers" else None
-            if trains is not None and not isinstance(trains.value, bool):
-                self.fail((*path, "train"), f"must be true or false, not {trains.plain()!r}")
-            elif config is not None:
-                use = node.value["use"].value
-                block = Block(use, entry.qualified, entry.spec, config)
-                if path[0] == "teachers":
-                    block = TeacherBlock(use, entry.qualified, entry.spec, config, bool(trains and trains.value))
-                self.blocks[path] = block
+            block = (node.value["use"].value, entry.qualified, entry.spec)
+            if path[0] != "teachers":
+                if config is not None:
+                    self.blocks[path] = Block(*block, config)
+                continue
+            given = Node({key: node.value[key] for key in _OF_TEACHERS if key in node.value}, node.mark, node.key)
+            learning = self._validated(Learning, given, path)
+            if config is not None and learning is not None:
+                self.blocks[path] = TeacherBlock(*block, config, learning.train, learning.ema)
 
     def together(self) -> None:
         """Phase 5: what only shows across blocks."""
@@ -201,9 +203,10 @@ class Check:
             for role in spec.teachers.keys() - given:
                 message = f"strategy {spec.name!r} needs a teacher in this role: {spec.teachers[role]}"
                 self.fail(("teachers", role), message)
-            for role in given - spec.teachers.keys():
-                known = ", ".join(spec.teachers) or "none"
-                close = did_you_mean(role, spec.teachers)
+            known_roles = {**spec.teachers, **spec.optional}
+            for role in () if "*" in known_roles else given - known_roles.keys():
+                known = ", ".join(known_roles) or "none"
+                close = did_you_mean(role, known_roles)
                 message = f"strategy {spec.name!r} has no such role (its roles: {known}){close}"
                 self.fail(("teachers", role), message, key=True)
         attack = self.root.at(("attack",))

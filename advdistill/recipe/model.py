@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema, model_validator
 
 from advdistill.hooks.specs import Norm
 from advdistill.recipe.fields import Config, PixelDistance
@@ -26,6 +26,22 @@ class CheckpointConfig(Config):
 
     path: str
     """An advdistill checkpoint: a path, or `package:file` for one that an installed package ships."""
+
+
+class Learning(Config):
+    """How a teacher changes in a run; these keys stand in its block beside its own. By default it is frozen."""
+
+    train: bool = False
+    """It learns from the strategy's losses."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """It is the student's exponential moving average with this decay: t <- ema * t + (1 - ema) * s after each step; 0:
+    it is not. Its block must describe a twin of the student."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Learning:
+        if self.train and self.ema:
+            raise ValueError("a teacher that follows the student (ema) does not train")
+        return self
 
 
 class Threat(Config):
@@ -174,7 +190,7 @@ class RecipeModel(Config):
     data: Annotated[Block, WithJsonSchema({"block": "dataset"})]
     """The dataset."""
     teachers: dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], TeacherBlock] = Field(default_factory=dict)
-    """Role -> teacher. `train: true` in a block lets that teacher learn too."""
+    """Role -> teacher. `train: true` in a block lets that teacher learn, `ema: 0.999` makes it follow the student."""
     student: Annotated[Block, WithJsonSchema({"block": "student"})]
     """The model that is hardened."""
     attack: AttackBlock | None = None

@@ -34,12 +34,13 @@ class Block:
 
 @dataclass(frozen=True)
 class TeacherBlock(Block):
-    """A teacher; `train`: it learns too."""
+    """A teacher; fields as in `advdistill.recipe.model.Learning`."""
 
     train: bool = False
+    ema: float = 0.0
 
     def tree(self) -> dict[str, Any]:
-        return {"use": self.use, "train": self.train, **self.config.model_dump(mode="json")}
+        return {"use": self.use, "train": self.train, "ema": self.ema, **self.config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)

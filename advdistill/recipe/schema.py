@@ -8,7 +8,7 @@ from advdistill.errors import PluginError
 from advdistill.hooks.registry import Registry
 from advdistill.hooks.specs import KINDS
 from advdistill.recipe.fields import Config
-from advdistill.recipe.model import RecipeModel
+from advdistill.recipe.model import Learning, RecipeModel
 
 
 def recipe_schema(registry: Registry) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _block(kind: str, registry: Registry, definitions: dict[str, Any]) -> dict[s
         definitions.update({f"{prefix}.{key}": value for key, value in settings.pop("$defs", {}).items()})
         settings["properties"] = {"use": {"description": entry.spec.summary}, **settings.get("properties", {})}
         if kind == "teacher":
-            settings["properties"]["train"] = {"type": "boolean", "description": "This teacher learns too."}
+            settings["properties"] |= Learning.model_json_schema()["properties"]
         cases.append({"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": settings})
     return {"type": "object", "properties": {"use": {"enum": registry.names(kind)}}, "allOf": cases}
 

@@ -41,6 +41,7 @@ class ToyModel(Factored):
     """A `Factored` model of two vectors: a gain on pixels and a context added to class features."""
 
     image_size = 2 * SIDE
+    width = DIM
     scale: Tensor
 
     def __init__(self, config: ToyConfig) -> None:

@@ -23,21 +23,21 @@ def advdistill_teachers() -> Iterator[TeacherSpec]:
 def advdistill_students() -> Iterator[StudentSpec]:
     yield StudentSpec(
         name="clip-prompts",
-        target="advdistill_clip.models:ClipPrompts",
+        target="advdistill_clip.prompts:ClipPrompts",
         config="advdistill_clip.configs:Prompts",
         summary="CLIP with learned text and visual prompts, shallow or deep",
         reference="https://arxiv.org/abs/2210.03117",
     )
     yield StudentSpec(
         name="clip-lora",
-        target="advdistill_clip.models:ClipLora",
+        target="advdistill_clip.lora:ClipLora",
         config="advdistill_clip.configs:Lora",
         summary="CLIP with low-rank adapters in the visual tower",
         reference="https://arxiv.org/abs/2106.09685",
     )
     yield StudentSpec(
         name="clip-tune",
-        target="advdistill_clip.models:ClipTune",
+        target="advdistill_clip.tune:ClipTune",
         config="advdistill_clip.configs:Tune",
         summary="CLIP with a fine-tuned visual tower, or wholly fine-tuned",
     )

@@ -1,4 +1,4 @@
-"""Low-rank updates of linear maps (Hu et al. 2021), for open_clip's fused attention projections too."""
+"""CLIP with low-rank updates of linear maps (Hu et al. 2021), open_clip's fused attention projections too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from advdistill import UsageError
+from advdistill_clip import configs
+from advdistill_clip.blocks import NONE, Adapters, is_plain
+from advdistill_clip.loading import Base
+from advdistill_clip.models import Clip
+from advdistill_clip.visual import encode_pixels, is_native
 
 
 class LowRank(nn.Module):
@@ -63,3 +70,46 @@ def adapters_for(
         )
         for i in range(count)
     )
+
+
+class ClipLora(Clip):
+    """CLIP with low-rank adapters in the blocks of its visual tower.
+
+    Raises:
+        UsageError: the tower is not open_clip's own vision transformer of the common kind.
+    """
+
+    config: configs.Lora
+
+    def __init__(self, base: Base, config: configs.Lora) -> None:
+        super().__init__(base, config)
+        visual = self.model.visual
+        if not is_native(visual) or not all(is_plain(block) for block in visual.transformer.resblocks):
+            raise UsageError(
+                f"the visual tower of {base.architecture.name} cannot take adapters",
+                "use clip-tune, or a ViT of open_clip's own",
+            )
+        if config.blocks > len(visual.transformer.resblocks):
+            raise UsageError(f"blocks is {config.blocks}, but the tower has {len(visual.transformer.resblocks)}")
+        self.adapters = adapters_for(
+            visual, config.targets, config.blocks, config.rank, config.alpha, config.dropout, config.init_seed
+        )
+
+    def _adapters(self) -> list[Adapters]:
+        return [dict(block.items()) if len(block) else NONE for block in self.adapters]
+
+    def look(self, pixels: Tensor) -> Tensor:
+        return encode_pixels(self.visual, pixels, adapters=self._adapters())
+
+    def learned(self) -> dict[str, Tensor]:
+        return {f"visual.lora.{name}": parameter for name, parameter in self.adapters.named_parameters()}
+
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        """The base's state dict with the updates added in: weights that any open_clip model of its kind can load."""
+        state = dict(self.model.state_dict())
+        for i, block in enumerate(self._adapters()):
+            for target, adapter in block.items():
+                name = f"visual.{weight_name(target, i)}"
+                state[name] = state[name] + adapter.merged()
+        return state

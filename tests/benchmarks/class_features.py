@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from advdistill_clip.configs import Prompts
-from advdistill_clip.models import ClipPrompts
+from advdistill_clip.prompts import ClipPrompts
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor
 

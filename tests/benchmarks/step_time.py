@@ -28,7 +28,7 @@ from advdistill_apd.strategy import APD
 from advdistill_attacks.configs import PGD as PgdConfig
 from advdistill_attacks.pgd import PGD
 from advdistill_clip.configs import Prompts
-from advdistill_clip.models import ClipPrompts
+from advdistill_clip.prompts import ClipPrompts
 from advdistill_clip.text import encode_padded
 from torch import Tensor
 

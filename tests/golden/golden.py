@@ -18,7 +18,10 @@ from advdistill_apd.configs import APD as APDConfig
 from advdistill_apd.strategy import APD
 from advdistill_clip.configs import Clip as ClipConfig
 from advdistill_clip.configs import Lora, Prompts, Tune
-from advdistill_clip.models import Clip, ClipLora, ClipPrompts, ClipTune
+from advdistill_clip.lora import ClipLora
+from advdistill_clip.models import Clip
+from advdistill_clip.prompts import ClipPrompts
+from advdistill_clip.tune import ClipTune
 from advdistill_finetuning.strategies import AdversarialCE, Clean
 from advdistill_mmt_ard.configs import MMTARD as MMTARDConfig
 from advdistill_mmt_ard.strategy import MMTARD

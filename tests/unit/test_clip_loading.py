@@ -20,7 +20,9 @@ import pytest
 import torch
 from advdistill_clip import configs, loading
 from advdistill_clip.loading import load_base
-from advdistill_clip.models import Clip, ClipPrompts, ClipTune
+from advdistill_clip.models import Clip
+from advdistill_clip.prompts import ClipPrompts
+from advdistill_clip.tune import ClipTune
 from clip_parts import RESNET, Parts, images, settings
 from safetensors.torch import save_file
 

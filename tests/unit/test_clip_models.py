@@ -23,7 +23,10 @@ import open_clip
 import pytest
 import torch
 from advdistill_clip import configs
-from advdistill_clip.models import Clip, ClipLora, ClipPrompts, ClipTune
+from advdistill_clip.lora import ClipLora
+from advdistill_clip.models import Clip
+from advdistill_clip.prompts import ClipPrompts
+from advdistill_clip.tune import ClipTune
 from clip_parts import COCA, RESNET, Parts, images, settings, shake
 from safetensors.torch import save_file
 from torch import Tensor, nn

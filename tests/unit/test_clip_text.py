@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from advdistill_clip import configs, text
-from advdistill_clip.models import Clip, ClipPrompts
+from advdistill_clip.models import Clip
+from advdistill_clip.prompts import ClipPrompts
 from advdistill_clip.tokens import ByteTokenizer
 from clip_parts import COCA, TEXT, Parts, settings, shake
 from torch import Tensor

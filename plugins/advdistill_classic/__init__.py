@@ -1,0 +1,1 @@
+"""Classical adversarial robustness distillation, in CLIP form."""
