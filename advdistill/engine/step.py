@@ -341,7 +341,8 @@ class Step:
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """`compute()` in the first phase that asks; the same tensor, without graph, in later phases of this batch."""
         if name not in self._kept:
-            self._kept[name] = compute().detach()
+            found = compute()
+            self._kept[name] = found.detach() if found.requires_grad else found
         return self._kept[name]
 
     def forget(self) -> None:

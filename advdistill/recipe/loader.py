@@ -1,7 +1,7 @@
 """Recipes from files: finding them, `extends`, and overrides from the command line.
 
 Maps merge, lists replace, and `null` deletes what the parent said. Where a block says `use:` something else than its
-parent did, the parent's other keys of that block go: they are settings of another plugin. (A teacher's `train` and the
+parent did, the parent's other keys of that block go: they are settings of another plugin. (How a teacher learns and the
 keys of `optim` belong to the host, and stay.)
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from advdistill.errors import RecipeError, UsageError, did_you_mean
 from advdistill.hooks.registry import Registry
+from advdistill.recipe.model import Learning
 from advdistill.recipe.nodes import MAX_BYTES, InvalidRecipe, Mark, Node, Problem, parse
 from advdistill.recipe.paths import resource
 
@@ -114,7 +115,9 @@ def merge(parent: Node, child: Node, path: tuple[str, ...] = ()) -> Node:
     merged = dict(parent.value)
     uses = [side.value["use"].value for side in (parent, child) if "use" in side.value]
     if len(uses) == 2 and uses[0] != uses[1] and path[:1] != ("optim",):
-        merged = {key: node for key, node in merged.items() if path[:1] == ("teachers",) and key == "train"}
+        merged = {
+            key: node for key, node in merged.items() if path[:1] == ("teachers",) and key in Learning.model_fields
+        }
     for key, node in child.value.items():
         if node.value is None and key in parent.value:
             merged.pop(key, None)

@@ -13,6 +13,7 @@ def advdistill_strategies() -> Iterator[StrategySpec]:
         name="apd",
         target="advdistill_apd.strategy:APD",
         config="advdistill_apd.configs:APD",
+        check="advdistill_apd.configs:check",
         teachers={"clean": "sees clean images; learns alongside (online) or is frozen (offline)"},
         attack="labels",
         summary="Adversarial Prompt Distillation: a clean teacher and a robust student learn from each other",

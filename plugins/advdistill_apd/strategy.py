@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from advdistill import Losses, Step, Strategy, Term, cross_entropy, kl
+from collections.abc import Callable
+
+from torch import Tensor
+
+from advdistill import Losses, Output, Step, Strategy, Term, cross_entropy, kl
 
 
 class APD(Strategy):
@@ -14,14 +18,46 @@ class APD(Strategy):
         L_T = CE(T(x), y) + beta KL(S(x') || T(x))       -> the teacher's prompts, where it learns
     """
 
+    @property
+    def phases(self) -> tuple[Callable[[Step], Losses], ...]:
+        return (self.step,) if self.config.update_order == "simultaneous" else (self.student, self.teacher)
+
     def step(self, s: Step) -> Losses:
-        adversarial = s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]))
-        student, teacher = s.student(adversarial), s.teacher("clean")(s.images)
-        distil = kl(teacher.detach(), student, self.config.temperature)
-        if not s.learns("clean"):
-            return Losses(student=distil)
-        return Losses(
-            student=distil,
-            teacher=cross_entropy(teacher, s.labels),
-            feedback=Term(kl(student.detach(), teacher, self.config.temperature), self.config.beta),
+        student = self.student(s)
+        return Losses(**student.terms, **self.teacher(s).terms) if s.learns("clean") else student
+
+    def student(self, s: Step) -> Losses:
+        """L_S."""
+        teacher, student = s.teacher("clean")(s.images), s.student(self.adversarial(s))
+        terms = {"student": Term(self.distance(self.config.student_kl, teacher.detach(), student))}
+        if self.config.student_ce_weight:
+            terms["student_ce"] = Term(cross_entropy(student, s.labels), self.config.student_ce_weight)
+        return Losses(**terms)
+
+    def teacher(self, s: Step) -> Losses:
+        """L_T."""
+        teacher, beta = s.teacher("clean")(s.images), self.config.beta
+        terms = {
+            "teacher": Term(
+                cross_entropy(teacher, s.labels), 1 - beta if self.config.feedback_form == "convex" else 1.0
+            )
+        }
+        if beta:
+            student = s.student(self.adversarial(s))
+            student = student.detach() if self.config.feedback_detach else student
+            terms["feedback"] = Term(self.distance(self.config.feedback_kl, teacher, student), beta)
+        return Losses(**terms)
+
+    def adversarial(self, s: Step) -> Tensor:
+        """x', made once a batch."""
+        return s.once(
+            "adversarial",
+            lambda: s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows])),
         )
+
+    def distance(self, direction: str, teacher: Output, student: Output) -> Tensor:
+        """(B,) KL(T || S) or KL(S || T)."""
+        first, second = (teacher, student) if direction == "teacher-first" else (student, teacher)
+        temperature = self.config.temperature
+        scale = temperature**2 if self.config.temperature_squared else 1.0
+        return kl(first, second, temperature) * scale
