@@ -1,4 +1,4 @@
-"""`advdistill inspect`: what a checkpoint says of itself, read with the standard library."""
+"""`advdistill inspect`: what a checkpoint says of itself, or what could be learned in a model."""
 
 from __future__ import annotations
 
@@ -8,20 +8,60 @@ from typing import Annotated, Any
 
 import typer
 
-from advdistill.cli.options import Json
+from advdistill.cli.options import Json, PluginFiles, registry_with
 from advdistill.cli.output import print_columns, print_json
+from advdistill.errors import UsageError
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint (.safetensors) of advdistill.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CKPT]", help="A checkpoint (.safetensors) of advdistill.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="In place of a checkpoint: what can be learned in this model?")
+    ] = None,
     json: Json = False,
+    plugin: PluginFiles = None,
 ) -> None:
-    """See what a checkpoint says of itself: recipe, base model, classes, results. Loads neither weights nor torch.
+    """See what a checkpoint says of itself, or which prompts and adapters a model takes and why not the others.
+
+    A checkpoint's recipe, base model, classes and results are read without weights and torch; a model is built from
+    its architecture alone.
 
     Examples:
     advdistill inspect runs/quickstart/last.safetensors
-    advdistill inspect runs/quickstart/last.safetensors --json
+    advdistill inspect --model ViT-B-32-quickgelu
+    advdistill inspect --model RN50-quickgelu --json
     """
+    if (checkpoint is None) == (model is None):
+        raise UsageError("what shall be inspected?", "give a checkpoint, or --model NAME such as ViT-B-32-quickgelu")
+    if checkpoint:
+        _inspect_checkpoint(checkpoint, json)
+    elif model:
+        _inspect_model(model, json, plugin)
+
+
+def _inspect_model(name: str, json: bool, plugins: list[str] | None) -> None:
+    from advdistill.engine.model import Factored
+    from advdistill.engine.subject import undefended
+
+    model = undefended(name, registry_with(plugins), weights=False)
+    facts = {
+        "model": name,
+        "image_size": model.image_size,
+        "width": model.width if isinstance(model, Factored) else None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    takes = model.takes()
+    if json:
+        print_json({**facts, "takes": {kind: {"possible": not why, "why": why} for kind, why in takes.items()}})
+        return
+    typer.echo(f"{name}: {facts['parameters']:,} parameters, {model.image_size} px, embeds into {facts['width']}")
+    typer.echo()
+    print_columns(("TAKES", "", "WHY NOT"), [(kind, "no" if why else "yes", why) for kind, why in takes.items()])
+
+
+def _inspect_checkpoint(checkpoint: Path, json: bool) -> None:
     from advdistill.recipe.header import read_header
 
     facts, tensors = read_header(checkpoint)

@@ -24,7 +24,11 @@ OWN = {
         CommandSpec(name="attack", target=_HERE + "attack:attack", summary="Attack a trained or an undefended model."),
         CommandSpec(name="recipe", target=_HERE + "recipe:app", summary="List, show, check, compare, copy recipes."),
         CommandSpec(name="plugins", target=_HERE + "plugins:app", summary="See what recipes can name, and settings."),
-        CommandSpec(name="inspect", target=_HERE + "inspect:inspect", summary="See what a checkpoint says of itself."),
+        CommandSpec(
+            name="inspect",
+            target=_HERE + "inspect:inspect",
+            summary="See what a checkpoint says of itself, or what a model takes.",
+        ),
         CommandSpec(name="new-plugin", target=_HERE + "new_plugin:new_plugin", summary="Start a plugin of your own."),
     )
 }

@@ -93,7 +93,7 @@ def subject(
     blocks = resolve_blocks(tree, registry, provided=records, overrides=[f"attack.{word}" for word in settings])
 
     dataset: Dataset = build.component(registry, blocks[("data",)])
-    built = opened.model if opened else _undefended(registry, *(bare or ("", "", "")))
+    built = opened.model if opened else undefended(model, registry)
     participant = Participant(built.to(build.device_of(device)), dataset.classes)
 
     def threat(stored: Mapping[str, Any] | None) -> Threat:
@@ -139,10 +139,16 @@ def _bare(model: str) -> tuple[str, str, str] | None:
     return (use, rest, weights) if named else ("", name, weights)
 
 
-def _undefended(registry: Registry, use: str, name: str, weights: str) -> VisionLanguageModel:
-    use = use or _one(registry, "teacher", "bare", "--model NAME@WEIGHTS")
-    blocks = resolve_blocks({"teachers": {"model": {"use": use, "model": name, "weights": weights}}}, registry)
-    return build.model(registry, blocks[("teachers", "model")])
+def undefended(model: str, registry: Registry, *, weights: bool = True) -> VisionLanguageModel:
+    """Build what NAME@WEIGHTS says.
+
+    Args:
+        weights: False builds it on the meta device; `@WEIGHTS` may then be missing.
+    """
+    use, name, source = _bare(model) or ("", model, "")
+    use = use or _one(registry, "teacher", "bare", "--model NAME")
+    blocks = resolve_blocks({"teachers": {"model": {"use": use, "model": name, "weights": source}}}, registry)
+    return build.model(registry, blocks[("teachers", "model")], weights=weights)
 
 
 def _one(registry: Registry, kind: str, mark: str, option: str) -> str:

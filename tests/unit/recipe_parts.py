@@ -46,8 +46,9 @@ def hot(config: Mix, recipe: Recipe) -> Any:
 
 
 def registry() -> Registry:
-    """Attacks climb (any objective, linf and l2) and labels (linf); students tower and other; a strategy with a clean
-    teacher (mix) and one without (plain); dataset shapes; reporters console and jsonl."""
+    """Attacks climb (any objective, linf and l2) and labels (linf); students tower and other; strategies with a clean
+    teacher (mix), that and perhaps a guide (guided), or more of any name (many), and none (plain, by-labels); dataset
+    shapes; reporters console and jsonl."""
     target = "no_such_module:Thing"
     offers = (
         AttackSpec(name="climb", target=target, config=Climb, norms={"linf", "l2"}, objective=True),
@@ -56,6 +57,8 @@ def registry() -> Registry:
         StudentSpec(name="other", target=target, config=Tower),
         TeacherSpec(name="frozen", target=target, config=Tower),
         StrategySpec(name="mix", target=target, config=Mix, check=hot, teachers={"clean": "an accurate one"}),
+        StrategySpec(name="guided", target=target, teachers={"clean": "an accurate one"}, optional={"guide": "a hint"}),
+        StrategySpec(name="many", target=target, teachers={"clean": "an accurate one"}, optional={"*": "more"}),
         StrategySpec(name="plain", target=target, attack=None),
         StrategySpec(name="by-labels", target=target, attack="labels"),
         DatasetSpec(name="shapes", target=target),

@@ -140,6 +140,16 @@ r.yaml:12:1: sede: unknown key; did you mean 'seed'?
             ["strategy.use=plain", "teachers=null", "attack=null", "evaluate.every=5", "evaluate.select=robust"],
             "evaluate.select: 'robust' needs an attack to probe with",
         ),
+        (
+            ["strategy.use=guided", "teachers.giude={use: frozen, model: x}"],
+            "teachers.giude: strategy 'guided' has no such role (its roles: clean, guide); did you mean 'guide'?",
+        ),
+        (
+            ["strategy.use=many", "teachers={clean: null, a: {use: frozen, model: x}}"],
+            "teachers.clean: strategy 'many' needs",
+        ),
+        (["teachers.clean.ema=1"], "teachers.clean.ema: must be less than 1, not 1"),
+        (["teachers.clean={ema: 0.9, train: true}"], "teachers.clean: a teacher that follows the student"),
         (["optim.groups.clean.lr=1"], "optim.groups.clean: this teacher does not train"),
         (["optim.groups.claen.lr=1"], "optim.groups.claen: there is no teacher in this role; did you mean 'clean'?"),
         (["teachers.Clean={use: frozen, model: x}"], "teachers.Clean: "),
@@ -160,6 +170,13 @@ def test_what_is_wrong_is_told(tmp_path: Path, words: list[str], message: str) -
     "words",
     [
         ["strategy.use=by-labels", "teachers=null", "attack.use=labels"],
+        ["strategy.use=guided"],
+        ["strategy.use=guided", "teachers.guide={use: frozen, model: x}"],
+        [
+            "strategy.use=many",
+            "teachers.any={use: frozen, model: x}",
+            "teachers.other={use: tower, model: x, ema: 0.9}",
+        ],
         ["strategy.use=plain", "teachers=null", "attack=null"],
         ["teachers.clean={use: other, model: x, train: true}", "optim.groups.clean.lr=1e-5", "optim.groups.student={}"],
         ["threat={norm: l2, eps: 1.5}", "evaluate.protocols.1.threat={norm: linf, eps: 4/255}"],

@@ -8,7 +8,8 @@
 - Attacks leave no `.grad`, and give `requires_grad` and training flags back, also when an objective raises.
 - Frozen teachers build no graph unless the pixels ask for one; learners always do, in the loss.
 - `attack(rows=…)` changes those rows alone, with their own labels and noise; none is fine, too.
-- `detach()` cuts, `[rows]` selects; cosines are asked of the output itself. Missing parts are told.
+- `detach()` cuts, `[rows]` selects; class features and cosines are asked of the output itself. Missing parts are told.
+- `once` computes in the first phase that asks; `forget` drops what models said, and keeps images and what `once` found.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdistill import Attack, Clock, Noise, Problem, Step, Threat, cross_entropy, kl
+from advdistill import Attack, Clock, Noise, Problem, Step, Threat, cross_entropy, kl, same_width
 from advdistill.engine.data import Batch
 from advdistill.engine.step import Participant
 from advdistill.errors import UsageError
@@ -338,3 +339,53 @@ def test_an_attack_that_is_not_there_is_told() -> None:
              threat=scene.threat, noise=scene.noise)  # fmt: skip
     with pytest.raises(UsageError, match="the recipe has no attack"):
         s.attack(toward_loss(s))
+
+
+def test_class_features_are_constants_to_the_attack_and_learn_in_the_loss() -> None:
+    scene = Scene()
+    s = scene.step()
+    seen: list[bool] = []
+
+    def objective(images: Tensor, rows: Tensor) -> Tensor:
+        said = s.student(images)
+        seen.append(said.classifier.requires_grad)
+        return said.features.sum(1)
+
+    s.attack(objective)
+    assert seen and not any(seen)
+    assert s.student(s.images).classifier.requires_grad and not s.teacher("clean")(s.images).classifier.requires_grad
+    with pytest.raises(UsageError, match="ask the output itself"):
+        _ = s.student(s.images).detach().classifier
+
+
+def test_phases_share_images_and_not_what_models_said() -> None:
+    scene, calls = Scene(), []
+    s = scene.step()
+
+    def attack() -> Tensor:
+        calls.append(1)
+        return s.attack(toward_loss(s))
+
+    first = s.once("adversarial", attack)
+    before = s.student(first).logits
+    assert s.student(first).logits is before
+    s.forget()
+    assert s.once("adversarial", attack) is first and len(calls) == 1
+    after = s.student(first)
+    assert after.logits is not before and s.student(first) is after
+    learned = s.once("features", lambda: s.student(s.images).features)
+    assert not learned.requires_grad
+
+
+def test_features_can_only_be_compared_where_there_are_some_of_one_width() -> None:
+    class Wide(ToyModel):
+        width = 7
+
+    class Whole(nn.Module):
+        pass
+
+    same_width({"student": ToyModel(ToyConfig()), "clean": ToyModel(ToyConfig())}, "clean")
+    with pytest.raises(UsageError, match=r"have 192 dimensions, those of the clean teacher 7"):
+        same_width({"student": ToyModel(ToyConfig()), "clean": Wide(ToyConfig())}, "clean")
+    with pytest.raises(UsageError, match="clean: Whole has no image features"):
+        same_width({"student": ToyModel(ToyConfig()), "clean": Whole()}, "clean")  # type: ignore[dict-item]
