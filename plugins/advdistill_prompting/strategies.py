@@ -23,11 +23,13 @@ from advdistill import (
 
 
 class PromptTuning(Strategy):
-    """Cross-entropy on adversarial images; which prompts learn is the student's business.
+    """Which prompts learn is the student's business, and makes the method.
 
-    x' = argmax CE(S(x'), y)
-    L  = CE(S(x'), y)                          batch: adversarial  (arXiv 2403.01849; FAP's baselines)
-         CE(S([x_1..x_B/2, x'_B/2+1..x'_B]), y)       batch: half  (MAPT)
+        x' = argmax CE(S(x'), y)
+        L  = CE(S(x'), y)                                                    batch: adversarial
+             CE(S(first half of x), y) and CE(S(second half of x'), y)       batch: half
+
+    The first is APT (arXiv 2403.01849) and the baselines of FAP's repository, the second MAPT's `adv_half`.
     """
 
     def step(self, s: Step) -> Losses:
@@ -91,7 +93,7 @@ class CAPT(Strategy):
         """A number or (B,), in [0, 1]: how much of the consistency is the frozen model's."""
         if self.config.balance == "fixed":
             return float(self.config.share)
-        theirs, mine = original.confidence(labels), clean.confidence(labels).detach()
+        theirs, mine = original.confidence(labels), clean.confidence(labels)
         return theirs / (theirs + mine).clamp_min(torch.finfo(theirs.dtype).tiny)
 
     def supervise(self, clean: Output, adversarial: Output, labels: Tensor) -> Tensor:
