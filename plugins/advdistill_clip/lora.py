@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from advdistill import UsageError
 from advdistill_clip import configs
-from advdistill_clip.blocks import NONE, Adapters, is_plain
+from advdistill_clip.blocks import Adapters
 from advdistill_clip.loading import Base
 from advdistill_clip.models import Clip
-from advdistill_clip.visual import encode_pixels, is_native
+from advdistill_clip.towers import adaptable
+from advdistill_clip.visual import encode_pixels
 
 
 class LowRank(nn.Module):
@@ -42,74 +44,56 @@ class LowRank(nn.Module):
         return self.b @ self.a * self.scale
 
 
-_WEIGHTS = {
-    "in_proj": "attn.in_proj_weight",
-    "out_proj": "attn.out_proj.weight",
-    "c_fc": "mlp.c_fc.weight",
-    "c_proj": "mlp.c_proj.weight",
-}
-
-
-def weight_name(target: str, block: int) -> str:
-    """The state-dict name, within the visual tower, of the weight that a target stands for."""
-    return f"transformer.resblocks.{block}.{_WEIGHTS[target]}"
-
-
-def adapters_for(
-    visual: nn.Module, targets: Sequence[str], last: int, rank: int, alpha: float, dropout: float, seed: int
-) -> nn.ModuleList:
-    """One `{target: LowRank}` for each block of `visual`; empty ones before the `last` blocks (0: all have them)."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = dict(visual.named_parameters())
-    count = len(visual.transformer.resblocks)
-    return nn.ModuleList(
-        nn.ModuleDict(
-            {t: LowRank(weights[weight_name(t, i)], rank, alpha, dropout, generator) for t in targets}
-            if i >= count - (last or count)
-            else {}
-        )
-        for i in range(count)
-    )
-
-
 class ClipLora(Clip):
-    """CLIP with low-rank adapters in the blocks of its visual tower.
+    """CLIP with low-rank adapters in the blocks of its visual tower, its text tower, or both.
 
     Raises:
-        UsageError: the tower is not open_clip's own vision transformer of the common kind.
+        UsageError: a tower has no linear map of a wanted kind, or fewer blocks; or the rank is more than a map's width.
     """
 
     config: configs.Lora
 
     def __init__(self, base: Base, config: configs.Lora) -> None:
         super().__init__(base, config)
-        visual = self.model.visual
-        if not is_native(visual) or not all(is_plain(block) for block in visual.transformer.resblocks):
-            raise UsageError(
-                f"the visual tower of {base.architecture.name} cannot take adapters",
-                "use clip-tune, or a ViT of open_clip's own",
-            )
-        if config.blocks > len(visual.transformer.resblocks):
-            raise UsageError(f"blocks is {config.blocks}, but the tower has {len(visual.transformer.resblocks)}")
-        self.adapters = adapters_for(
-            visual, config.targets, config.blocks, config.rank, config.alpha, config.dropout, config.init_seed
-        )
+        generator = torch.Generator().manual_seed(config.init_seed)
+        weights = dict(self.model.named_parameters())
+        self.adapters = nn.ModuleDict()
+        self._places: dict[str, tuple[str, str, str]] = {}
+        for tower in sorted(set(config.towers)):
+            for block, path, weight in adaptable(self.model, tower, config.targets, config.blocks):
+                name = f"{block}.{weight}"
+                if config.rank > min(weights[name].shape):
+                    wide = " x ".join(map(str, weights[name].shape))
+                    raise UsageError(f"rank is {config.rank}, but {name} of {base.architecture.name} is {wide}")
+                # A module's name cannot have dots.
+                key = f"{tower}/lora/{block.removeprefix(f'{tower}.')}/{path}".replace(".", "/")
+                self._places[key] = (block, path, name)
+                self.adapters[key] = LowRank(weights[name], config.rank, config.alpha, config.dropout, generator)
 
-    def _adapters(self) -> list[Adapters]:
-        return [dict(block.items()) if len(block) else NONE for block in self.adapters]
+    @property
+    def classifier_learns(self) -> bool:  # type: ignore[override]
+        return "text" in self.config.towers
+
+    def _of(self, tower: str) -> dict[str, Adapters]:
+        """By the path of the block's module in the tower."""
+        by_block: defaultdict[str, dict[str, Callable[[Tensor], Tensor]]] = defaultdict(dict)
+        for key, adapter in self.adapters.items():
+            block, path, _ = self._places[key]
+            if key.startswith(f"{tower}/"):
+                by_block[block.removeprefix(f"{tower}.")][path] = adapter
+        return by_block
 
     def look(self, pixels: Tensor) -> Tensor:
-        return encode_pixels(self.visual, pixels, adapters=self._adapters())
+        return encode_pixels(self.visual, pixels, adapters=self._of("visual"))
 
     def learned(self) -> dict[str, Tensor]:
-        return {f"visual.lora.{name}": parameter for name, parameter in self.adapters.named_parameters()}
+        return {name.replace("/", "."): parameter for name, parameter in self.adapters.named_parameters()}
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:
         """The base's state dict with the updates added in: weights that any open_clip model of its kind can load."""
         state = dict(self.model.state_dict())
-        for i, block in enumerate(self._adapters()):
-            for target, adapter in block.items():
-                name = f"visual.{weight_name(target, i)}"
-                state[name] = state[name] + adapter.merged()
+        for key, adapter in self.adapters.items():
+            name = self._places[key][2]
+            state[name] = state[name] + adapter.merged()
         return state

@@ -1,9 +1,9 @@
-"""CLIP with a tower that learns as a whole."""
+"""CLIP with a tower, or some of its blocks, that learns as a whole."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 
 from torch import Tensor, nn
@@ -12,34 +12,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advdistill_clip import configs
 from advdistill_clip.loading import Base
 from advdistill_clip.models import Clip
+from advdistill_clip.towers import blocks_of, some_of
 
 
 class ClipTune(Clip):
-    """CLIP whose visual tower learns, or all of it, on a copy; what does not learn is the base's own."""
+    """CLIP whose visual tower learns, its text tower, or both, on a copy; what does not learn is the base's own.
+
+    Raises:
+        UsageError: there are fewer blocks than wanted, or they are not known.
+    """
 
     config: configs.Tune
 
     def __init__(self, base: Base, config: configs.Tune) -> None:
         super().__init__(base, config)
-        everything = config.tower == "all"
-        self.model = deepcopy(base.model) if everything else _with_own_visual(base.model)
-        self._prefix = "" if everything else "visual."
-        for name, parameter in self._learning.named_parameters():
-            parameter.requires_grad_(self._prefix + name not in base.fixed)
-        self._norms = [module for module in self._learning.modules() if isinstance(module, _BatchNorm)]
+        self._learning = parts_of(base.model, config.tower, config.blocks)
+        self.model = with_own(base.model, self._learning)
+        for name, parameter in self.model.named_parameters():
+            if self._learns(name):
+                parameter.requires_grad_(name not in base.fixed)
+        self._modules_that_learn = [
+            part for path in self._learning if isinstance(part := _at(self.model, path), nn.Module)
+        ]
+        self._norms = [
+            module for part in self._modules_that_learn for module in part.modules() if isinstance(module, _BatchNorm)
+        ]
         self.train(self.training)
+
+    def _learns(self, name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in self._learning)
 
     @property
     def classifier_learns(self) -> bool:  # type: ignore[override]
-        return self.config.tower == "all"
-
-    @property
-    def _learning(self) -> nn.Module:
-        return self.model if self.config.tower == "all" else self.model.visual
+        return self.config.tower != "visual"
 
     def train(self, mode: bool = True) -> ClipTune:
         super().train(mode)
-        self._learning.train(mode)
+        for part in self._modules_that_learn:
+            part.train(mode)
         if self.config.bn == "frozen":
             for norm in self._norms:
                 norm.eval()
@@ -61,13 +71,52 @@ class ClipTune(Clip):
                     norm.track_running_stats = True
 
     def learned(self) -> dict[str, Tensor]:
-        return {self._prefix + name: tensor for name, tensor in self._learning.state_dict(keep_vars=True).items()}
+        return {name: tensor for name, tensor in self.model.state_dict(keep_vars=True).items() if self._learns(name)}
 
 
-def _with_own_visual(model: nn.Module) -> nn.Module:
-    """`model` with a copy of its visual tower; all else is shared."""
-    own = copy(model)
-    for part in ("_parameters", "_buffers", "_modules"):
-        setattr(own, part, dict(getattr(model, part)))
-    own.visual = deepcopy(model.visual)
+_TEXT_IN_THE_MODEL = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+_NO_USE = ("text_decoder", "logit_bias")
+"""Parts that no logit of a class depends on: CoCa's captions, SigLIP's bias."""
+
+
+def parts_of(model: nn.Module, tower: str, blocks: str) -> list[str]:
+    """Paths of the modules and parameters that learn."""
+    if blocks != "all":
+        return [part for block in some_of(blocks_of(model, tower), blocks) for part in block]
+    if tower == "visual":
+        return ["visual"]
+    if tower == "text":
+        return ["text"] if hasattr(model, "text") else [p for p in _TEXT_IN_THE_MODEL if getattr(model, p) is not None]
+    every = [*model._parameters, *model._modules]
+    return [part for part in every if part not in _NO_USE and getattr(model, part) is not None]
+
+
+def with_own(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """`model` with copies of the parts at `paths`; all else is shared."""
+    memo: dict[int, object] = {}
+    own, shells = _shell(model), {""}
+    for path in paths:
+        holder, at = own, ""
+        *above, last = path.split(".")
+        for name in above:
+            at = f"{at}.{name}"
+            if at not in shells:
+                shells.add(at)
+                setattr(holder, name, _shell(getattr(holder, name)))
+            holder = getattr(holder, name)
+        setattr(holder, last, deepcopy(getattr(holder, last), memo))
     return own
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A module of its own with the very parts of another."""
+    own = copy(module)
+    for held in ("_parameters", "_buffers", "_modules"):
+        setattr(own, held, dict(getattr(module, held)))
+    return own
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | Tensor:
+    for name in path.split("."):
+        model = getattr(model, name)
+    return model

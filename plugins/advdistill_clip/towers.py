@@ -1,0 +1,91 @@
+"""The towers of an open_clip model as lists of blocks: what adapters go with, and what can learn for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from advdistill import UsageError
+from advdistill_clip.blocks import TARGETS, is_plain, linear_maps
+from advdistill_clip.text import tower_of
+from advdistill_clip.visual import kind_of
+
+Block = tuple[str, ...]
+"""The modules that make up a block, as paths from the model; most often one."""
+
+
+def blocks_of(model: nn.Module, tower: str) -> list[Block]:
+    """The blocks of a tower (visual or text), in order.
+
+    Transformers consist of their blocks. ModifiedResNet: stem, layer1 to layer4, attnpool. Hierarchical towers of
+    timm (ConvNeXt, FastViT, Swin): the stem if there is one, and the stages. What makes tokens before a transformer's
+    first block, and norms, pools and projections after the last, belong to none.
+
+    Raises:
+        UsageError: the text tower is not of open_clip's own making.
+    """
+    if tower == "text":
+        if tower_of(model) is None:
+            raise UsageError(
+                f"the text tower ({type(model.text).__name__}) is not open_clip's own; its blocks are not known",
+                "learn the whole tower (clip-tune with tower: text), or take a model with a text tower of open_clip's",
+            )
+        return _numbered(model, "text.transformer.resblocks" if hasattr(model, "text") else "transformer.resblocks")
+    visual = model.visual
+    if isinstance(visual, ModifiedResNet):
+        stem = tuple(f"visual.{part}{i}" for i in (1, 2, 3) for part in ("conv", "bn"))
+        return [stem, *((f"visual.{part}",) for part in ("layer1", "layer2", "layer3", "layer4", "attnpool"))]
+    if isinstance(visual, VisionTransformer):
+        return _numbered(model, "visual.transformer.resblocks")
+    stem = ("visual.trunk.stem",)
+    held_by = next(part for part in ("blocks", "stages", "layers") if hasattr(visual.trunk, part))
+    return [*([stem] if hasattr(visual.trunk, "stem") else []), *_numbered(model, f"visual.trunk.{held_by}")]
+
+
+def _numbered(model: nn.Module, holder: str) -> list[Block]:
+    return [(f"{holder}.{i}",) for i in range(len(model.get_submodule(holder)))]
+
+
+def some_of(blocks: Sequence[Block], which: str) -> list[Block]:
+    """`which`: all, first-K or last-K.
+
+    Raises:
+        UsageError: there are fewer than K.
+    """
+    if which == "all":
+        return list(blocks)
+    end, _, count = which.partition("-")
+    if int(count) > len(blocks):
+        raise UsageError(f"blocks is {which}, but the tower has {len(blocks)}", "lower it, or write all")
+    return list(blocks[: int(count)] if end == "first" else blocks[-int(count) :])
+
+
+def adaptable(model: nn.Module, tower: str, targets: Sequence[str], which: str = "all") -> list[tuple[str, str, str]]:
+    """The linear maps in a tower's blocks that adapters can go with.
+
+    Args:
+        targets: of in_proj, out_proj, c_fc, c_proj.
+        which: the blocks, as in `some_of`.
+
+    Returns:
+        For each the path of its block's module from the model, its own path in there, and its weight's name there.
+
+    Raises:
+        UsageError: no block has maps of one of the targets.
+    """
+    modules = [part for block in some_of(blocks_of(model, tower), which) for part in block]
+    if tower == "text" and not all(is_plain(model.get_submodule(part)) for part in modules):
+        raise UsageError("the blocks of the text tower are not of open_clip's common kind, and take no adapters")
+    found = [(p, *place) for p in modules for place in linear_maps(model.get_submodule(p), targets).items()]
+    there = {path.rpartition(".")[2] for _, path, _ in found}
+    if missing := [target for target in targets if not there & TARGETS[target]]:
+        others = [t for t in TARGETS if any(linear_maps(model.get_submodule(p), [t]) for p in modules)]
+        kind = kind_of(model.visual) if tower == "visual" else type(getattr(model, "text", model)).__name__
+        raise UsageError(
+            f"the {tower} tower ({kind}) has no linear maps of the kind {', '.join(missing)} that adapters can go with",
+            f"set targets: [{', '.join(others)}]" if others else "learn the tower itself (clip-tune) or prompts",
+        )
+    return found
