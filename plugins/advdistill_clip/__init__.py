@@ -25,19 +25,33 @@ def advdistill_students() -> Iterator[StudentSpec]:
         name="clip-prompts",
         target="advdistill_clip.prompts:ClipPrompts",
         config="advdistill_clip.configs:Prompts",
-        summary="CLIP with learned text and visual prompts, shallow or deep",
+        summary="CLIP with learned text, visual or pixel prompts: shallow, deep, coupled, class-specific",
         reference="https://arxiv.org/abs/2210.03117",
+    )
+    yield StudentSpec(
+        name="clip-moapt",
+        target="advdistill_clip.moapt:ClipMoapt",
+        config="advdistill_clip.configs:Moapt",
+        summary="CLIP with several text prompts that a router mixes for each image",
+        reference="https://arxiv.org/abs/2505.17509",
     )
     yield StudentSpec(
         name="clip-lora",
         target="advdistill_clip.lora:ClipLora",
         config="advdistill_clip.configs:Lora",
-        summary="CLIP with low-rank adapters in the visual tower",
+        summary="CLIP with low-rank adapters in its visual tower, its text tower, or both",
         reference="https://arxiv.org/abs/2106.09685",
     )
     yield StudentSpec(
         name="clip-tune",
         target="advdistill_clip.tune:ClipTune",
         config="advdistill_clip.configs:Tune",
-        summary="CLIP with a fine-tuned visual tower, or wholly fine-tuned",
+        summary="CLIP whose visual tower, text tower or both are fine-tuned, wholly or by blocks",
+    )
+    yield StudentSpec(
+        name="clip-anchor",
+        target="advdistill_clip.anchor:ClipAnchor",
+        config="advdistill_clip.configs:Anchor",
+        summary="CLIP behind a low-pass filter, with an anchor in its first attention that learns",
+        reference="https://arxiv.org/abs/2603.12799",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from advdistill import ClassSet, Factored, UsageError
 from advdistill_clip import configs
 from advdistill_clip.loading import Base, image_size, load_base
-from advdistill_clip.text import Sentences
+from advdistill_clip.text import Sentences, at_least_fp32, class_features
 from advdistill_clip.visual import encode_pixels, full_precision
 
 
@@ -56,14 +57,18 @@ class Clip(Factored):
 
     @property
     def text_tokens(self) -> Tensor | None:
-        """(depth, n, d) learned tokens of the text tower."""
+        """Learned tokens of the text tower: (depth, n, d), or (depth, contexts, n, d) where classes have their own."""
+        return None
+
+    def contexts(self, names: Sequence[str]) -> Tensor | None:
+        """(C,) long, which of the class-specific contexts each class has; None: all classes share theirs."""
         return None
 
     # The contract
 
     def prepare(self, classes: ClassSet) -> list[Sentences]:
         classes = ClassSet(classes.names, tuple(self.config.templates) or classes.templates)
-        tokenizer, context = self.base.tokenizer, self.base.context
+        tokenizer, context, own = self.base.tokenizer, self.base.context, self.contexts(classes.names)
         prepared = []
         for template in classes.templates:
             ids = self.place_prompts(tokenizer([template.replace("{}", name) for name in classes.names]), template)
@@ -74,15 +79,11 @@ class Clip(Factored):
                     f"{self.base.architecture.name} reads {context}",
                     "shorten the class name or the template, or learn fewer text tokens",
                 )
-            prepared.append(Sentences(self.model, ids, tokenizer.start, tokenizer.pad, context, self.device))
+            prepared.append(Sentences(self.model, ids, tokenizer.start, tokenizer.pad, context, self.device, own))
         return prepared
 
     def classifier(self, classes: list[Sentences], rows: Tensor | None = None) -> Tensor:
-        units = [
-            F.normalize(_at_least_fp32(sentences.encode(self.model, self.text_tokens, rows)), dim=-1)
-            for sentences in classes
-        ]
-        return units[0] if len(units) == 1 else F.normalize(torch.stack(units).mean(0), dim=-1)
+        return class_features(self.model, classes, self.text_tokens, rows)
 
     def features(self, images: Tensor) -> Tensor:
         with full_precision(images.device):
@@ -92,7 +93,7 @@ class Clip(Factored):
                 smaller = pixels.shape[-2] > self.size[0] or pixels.shape[-1] > self.size[1]
                 pixels = F.interpolate(pixels, self.size, mode=mode, antialias=smaller).clamp(0, 1)
             pixels = (pixels - self.mean) / self.std
-        return _at_least_fp32(self.look(pixels))
+        return at_least_fp32(self.look(pixels))
 
     def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
         with full_precision(features.device):
@@ -111,7 +112,3 @@ class Clip(Factored):
         super().train(mode)
         self.model.eval()
         return self
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

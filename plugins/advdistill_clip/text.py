@@ -3,7 +3,8 @@
 In a causal tower nothing after the end token matters, and the tokens that all sentences begin with (the start token,
 the learned prompts, the words that a template opens with) are the same for every class at every layer. They are
 encoded once; only each class's own tokens follow, attending to them. Those are packed side by side, not padded:
-linear maps see one long row of tokens, attention takes classes of equal length together. Other towers take the plain
+linear maps see one long row of tokens, attention takes classes of equal length together. Contexts that each class has
+for itself stand among its own tokens; all that such sentences share is the start token. Other towers take the plain
 way: every sentence at full length.
 """
 
@@ -18,10 +19,42 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from advdistill import UsageError
 from advdistill_clip.blocks import finish, is_plain, join_heads, queries_keys_values, split_heads
+from advdistill_clip.tokens import Tokenizer
 
 PLACEHOLDER = 0
 """The id that stands where a learned token goes; its embedding is never used."""
+
+
+def make_room(
+    tokenizer: Tokenizer, ids: Sequence[Sequence[int]], template: str, tokens: int, replace: bool
+) -> list[list[int]]:
+    """Sentences with PLACEHOLDER where learned tokens go: after the start token, if the tokenizer sets one.
+
+    Args:
+        ids: one row of token ids for each class.
+        template: what they were made from, with {} for the name.
+        tokens: how many are learned.
+        replace: they take the place of the sentence's first tokens; else they stand before them.
+
+    Raises:
+        UsageError: there are not as many tokens to replace before the name.
+    """
+    start, taken = tokenizer.start, tokens if replace else 0
+    opening = words(tokenizer, template.partition("{}")[0])
+    if len(opening) < taken:
+        raise UsageError(
+            f"template {template!r} has {len(opening)} tokens before the name; {taken} learned ones replace them",
+            'use a template like "a photo of a {}.", fewer text tokens, or text.init: ""',
+        )
+    return [[*row[:start], *[PLACEHOLDER] * tokens, *row[start + taken :]] for row in ids]
+
+
+def words(tokenizer: Tokenizer, phrase: str) -> list[int]:
+    """The ids of a phrase without start and end tokens."""
+    ids = tokenizer([phrase])[0]
+    return ids[tokenizer.start : len(ids) - tokenizer.end]
 
 
 @dataclass(frozen=True)
@@ -32,7 +65,10 @@ class Tower:
         embedding, positions, blocks, norm, projection: its public parts.
         pool: how the sentence's feature is taken: argmax, eos, first, last.
         eos: the end token's id, for `eos`.
-        causal: a token sees only itself and what stands before it.
+        causal: (L, L) additive mask by which a token sees only itself and what stands before it; None: it sees all.
+        summary: (d,) a token that is appended to every sentence and pooled (CoCa's); None: there is none.
+        pad: the id that attention does not see; None: it sees all ids.
+        shifted: the mask of padding is one place off, as CoCa's weights were trained.
     """
 
     embedding: nn.Module
@@ -42,18 +78,48 @@ class Tower:
     projection: Tensor | nn.Module | None
     pool: str
     eos: int
-    causal: bool
+    causal: Tensor | None
+    summary: Tensor | None = None
+    pad: int | None = None
+    shifted: bool = False
 
     @property
     def packable(self) -> bool:
         """Whether the fast way is exact here."""
-        return self.causal and self.pool in ("argmax", "eos") and all(is_plain(block) for block in self.blocks)
+        pooled_at_end = self.summary is None and self.pool in ("argmax", "eos")
+        return self.causal is not None and pooled_at_end and all(is_plain(block) for block in self.blocks)
 
     def end(self, ids: Sequence[int]) -> int:
         """Where the pooled token stands in a sentence."""
         if self.pool == "eos":
             return ids.index(self.eos) if self.eos in ids else 0
         return max(range(len(ids)), key=ids.__getitem__)
+
+    def mask(self, ids: Tensor, learned: slice) -> Tensor | None:
+        """What attention may not see: -inf where it may not; (L, L), or (C * heads, L, L) where padding is masked.
+
+        Args:
+            ids: (C, L), padded.
+            learned: where learned tokens stand; they are seen whatever the ids there.
+        """
+        if self.pad is None:
+            return self.causal
+        seen = ids != self.pad
+        seen[:, learned] = True
+        if self.summary is not None:
+            always = seen.new_ones(len(seen), 1)
+            seen = torch.cat([always, seen] if self.shifted else [seen, always], dim=1)
+        length, heads = seen.shape[1], self.blocks[0].attn.num_heads
+        hidden = torch.zeros(seen.shape, device=ids.device).masked_fill(~seen, float("-inf"))
+        hidden = hidden[:, None].expand(-1, length, -1).repeat_interleave(heads, 0)
+        return hidden if self.causal is None else hidden + self.causal
+
+    def pooled(self, x: Tensor, ids: Tensor) -> Tensor:
+        """(C, L, d) tokens of padded sentences (C, L) -> (C, d)."""
+        if self.summary is None and self.pool in ("argmax", "eos"):
+            at = [self.end(row) for row in ids.tolist()]
+            return x[torch.arange(len(x)), at]
+        return x[:, 0] if self.summary is None and self.pool == "first" else x[:, -1]
 
     def project(self, x: Tensor) -> Tensor:
         """Pooled tokens (C, d) -> features (C, D)."""
@@ -63,16 +129,32 @@ class Tower:
 
 
 def tower_of(model: nn.Module) -> Tower | None:
-    """The text tower of an open_clip model; None where it is of a kind whose parts we do not know (they take no
-    prompts and the plain way: Hugging Face towers, CoCa's, towers with padding masks)."""
+    """The text tower of an open_clip model; None where it is a foreign module (a Hugging Face tower), whose parts we
+    do not know: it takes no prompts and the plain way."""
     root = getattr(model, "text", model)
-    if isinstance(root, TextTransformer) and (root.cls_emb is not None or getattr(root, "use_pad_mask", False)):
-        return None
     if root is not model and not isinstance(root, TextTransformer):
         return None
     pool, eos = (root.text_pool_type, root.text_eos_id) if root is model else (root.pool_type, root.eos_id)
+    summary = getattr(root, "cls_emb", None)
+    masks_padding = summary is not None or getattr(root, "use_pad_mask", False)
     return Tower(root.token_embedding, root.positional_embedding, root.transformer.resblocks, root.ln_final,
-                 root.text_projection, pool, eos, root.attn_mask is not None)  # fmt: skip
+                 root.text_projection, pool, eos, root.attn_mask, summary,
+                 root.pad_id if masks_padding else None, not getattr(root, "correct_cls_mask", False))  # fmt: skip
+
+
+def text_prompts_fit(model: nn.Module) -> tuple[int, int]:
+    """Width of a text prompt, and how many blocks it can be put in front of.
+
+    Raises:
+        UsageError: the text tower is foreign, see `tower_of`.
+    """
+    tower = tower_of(model)
+    if tower is None:
+        raise UsageError(
+            f"a text tower of the kind {type(model.text).__name__} is not open_clip's own: no prompts can join it",
+            "set text.tokens: 0, or take a model with a text tower of open_clip's",
+        )
+    return tower.positions.shape[1], len(tower.blocks)
 
 
 @dataclass(frozen=True)
@@ -86,6 +168,7 @@ class Pack:
         groups: how many classes, how many own tokens each.
         ends: (C,) where in `own` each class's last token lies.
         order: (C,) the place of each class among the packed ones.
+        starts: (C,) where in `own` each class's tokens begin, in the order of the sentences that were packed.
     """
 
     prefix: Tensor
@@ -94,6 +177,7 @@ class Pack:
     groups: tuple[tuple[int, int], ...]
     ends: Tensor
     order: Tensor
+    starts: Tensor
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int]], shared: int, device: torch.device) -> Pack:
@@ -105,13 +189,15 @@ class Pack:
         def tensor(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.long, device=device)
 
+        ends, order = tensor(lengths).cumsum(0) - 1, tensor(by_length).argsort()
         return cls(
             prefix=tensor(packed[0][:shared]),
             own=tensor([token for ids in packed for token in ids[shared:]]),
             positions=tensor([p for ids in packed for p in range(shared, len(ids))]),
             groups=tuple((len(list(same)), length) for length, same in groupby(lengths)),
-            ends=tensor(lengths).cumsum(0) - 1,
-            order=tensor(by_length).argsort(),
+            ends=ends,
+            order=order,
+            starts=(ends - tensor(lengths) + 1)[order],
         )
 
 
@@ -126,8 +212,9 @@ def encode_packed(tower: Tower, pack: Pack, prompts: Tensor | None = None, start
     """Features of the packed classes.
 
     Args:
-        prompts: (depth, n, d) learned tokens for positions `start` to `start + n`; at the input they get the position
-            embedding, in deeper blocks they overwrite what stands there.
+        prompts: learned tokens for positions `start` to `start + n`, (depth, n, d) for all classes alike, or
+            (depth, C, n, d) for each its own, in the order of the sentences that were packed after their first `start`
+            tokens. At the input they get the position embedding, in deeper blocks they overwrite what stands there.
 
     Returns:
         (C, D), not normalised, in the order of the sentences that were packed.
@@ -136,11 +223,18 @@ def encode_packed(tower: Tower, pack: Pack, prompts: Tensor | None = None, start
     length = len(pack.prefix)
     prefix = tower.embedding(pack.prefix) + tower.positions[:length]
     own = tower.embedding(pack.own) + tower.positions[pack.positions]
+
+    def placed(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if tokens.ndim == 2:
+            return _place(prefix, tokens, start), own
+        slots = pack.starts[:, None] + torch.arange(tokens.shape[1], device=own.device)
+        return prefix, own.index_copy(0, slots.flatten(), tokens.flatten(0, 1).to(own.dtype))
+
     if prompts is not None:
-        prefix = _place(prefix, prompts[0] + tower.positions[start : start + prompts.shape[1]], start)
+        prefix, own = placed(prompts[0] + tower.positions[start : start + prompts.shape[-2]])
     for i, block in enumerate(tower.blocks):
         if 0 < i < depth:
-            prefix = _place(prefix, prompts[i], start)
+            prefix, own = placed(prompts[i])
         last = i + 1 == len(tower.blocks)
         heads = block.attn.num_heads
         before = [split_heads(x, heads) for x in queries_keys_values(block, prefix)]
@@ -155,7 +249,7 @@ def encode_packed(tower: Tower, pack: Pack, prompts: Tensor | None = None, start
 
 
 def _place(x: Tensor, tokens: Tensor, start: int) -> Tensor:
-    """(..., L, d) with the n tokens from `start` on replaced by `tokens` (n, d)."""
+    """(..., L, d) with the n tokens from `start` on replaced by `tokens`, (n, d) or (..., n, d)."""
     tokens = tokens.to(x.dtype).expand(*x.shape[:-2], -1, -1)
     return torch.cat([x[..., :start, :], tokens, x[..., start + tokens.shape[-2] :, :]], dim=-2)
 
@@ -192,7 +286,7 @@ def encode_padded(model: nn.Module, ids: Tensor, prompts: Tensor | None = None, 
     """Features of sentences at full length, the plain way: (C, L) ids, padded -> (C, D), not normalised.
 
     Args:
-        prompts: (depth, n, d) as in `encode_packed`; they need a tower that `tower_of` knows.
+        prompts: (depth, n, d) or (depth, C, n, d) as in `encode_packed`; they need a tower that `tower_of` knows.
     """
     if prompts is None:
         if not hasattr(model, "text"):
@@ -200,18 +294,14 @@ def encode_padded(model: nn.Module, ids: Tensor, prompts: Tensor | None = None, 
         out = model.text(ids)
         return out[0] if isinstance(out, tuple) else out
     tower = tower_of(model)
-    mask = getattr(model, "text", model).attn_mask
-    x = tower.embedding(ids)
-    x = _place(x, prompts[0], start) + tower.positions[: ids.shape[1]]
+    x = _place(tower.embedding(ids), prompts[0], start)
+    if tower.summary is not None:
+        x = torch.cat([x, tower.summary.expand(len(x), 1, -1)], dim=1)
+    x = x + tower.positions[: x.shape[1]]
+    mask = tower.mask(ids, slice(start, start + prompts.shape[-2]))
     for i, block in enumerate(tower.blocks):
         x = block(_place(x, prompts[i], start) if 0 < i < len(prompts) else x, attn_mask=mask)
-    x = tower.norm(x)
-    if tower.pool in ("argmax", "eos"):
-        at = [tower.end(row) for row in ids.tolist()]
-        x = x[torch.arange(len(x)), at]
-    else:
-        x = x[:, 0] if tower.pool == "first" else x[:, -1]
-    return tower.project(x)
+    return tower.project(tower.norm(tower.pooled(x, ids)))
 
 
 class Sentences:
@@ -221,28 +311,62 @@ class Sentences:
         ids: one row of token ids for each class, start and end tokens included, learned tokens as PLACEHOLDER.
         start: where learned tokens begin.
         pad, context: what fills a row, and up to what length, on the plain way.
+        contexts: (C,) long, which of the class-specific contexts each class has; None: all classes share theirs.
     """
 
     def __init__(
-        self, model: nn.Module, ids: Sequence[Sequence[int]], start: int, pad: int, context: int, device: torch.device
+        self,
+        model: nn.Module,
+        ids: Sequence[Sequence[int]],
+        start: int,
+        pad: int,
+        context: int,
+        device: torch.device,
+        contexts: Tensor | None = None,
     ) -> None:
         tower = tower_of(model)
         self.start = start
         self.device = device
+        self.contexts = contexts
         self.pack: Pack | None = None
         if tower is not None and tower.packable:
             self._ids = [tuple(row[: tower.end(row) + 1]) for row in ids]
-            self._shared = _common(self._ids)
+            self._shared = _common(self._ids) if contexts is None else start
             self.pack = Pack.of(self._ids, self._shared, device)
         else:
             self._padded = torch.tensor([[*row, *[pad] * (context - len(row))] for row in ids], device=device)
 
     def encode(self, model: nn.Module, prompts: Tensor | None, rows: Tensor | None) -> Tensor:
-        """(C, D) features of all classes, or of `rows`; not normalised."""
+        """(C, D) features of all classes, or of `rows`; not normalised.
+
+        Args:
+            prompts: (depth, n, d), or (depth, contexts, n, d) where classes have their own.
+        """
+        if prompts is not None and self.contexts is not None:
+            prompts = prompts[:, self.contexts if rows is None else self.contexts[rows]]
         if self.pack is None:
-            chunks = (self._padded if rows is None else self._padded[rows]).split(128)
-            return torch.cat([encode_padded(model, chunk, prompts, self.start) for chunk in chunks])
+            padded = self._padded if rows is None else self._padded[rows]
+            chunks = torch.arange(len(padded), device=self.device).split(128)
+            return torch.cat([encode_padded(model, padded[some], _of(prompts, some), self.start) for some in chunks])
         pack = self.pack
         if rows is not None:
             pack = Pack.of([self._ids[i] for i in rows.tolist()], self._shared, self.device)
         return encode_packed(tower_of(model), pack, prompts, self.start)
+
+
+def _of(prompts: Tensor | None, classes: Tensor) -> Tensor | None:
+    """The prompts of some classes, which may be those of all."""
+    return prompts if prompts is None or prompts.ndim == 3 else prompts[:, classes]
+
+
+def class_features(
+    model: nn.Module, templates: Sequence[Sentences], prompts: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """(C, D) unit-norm features of all classes, or of `rows`: the mean over templates of unit features, in float32."""
+    units = [F.normalize(at_least_fp32(sentences.encode(model, prompts, rows)), dim=-1) for sentences in templates]
+    return units[0] if len(units) == 1 else F.normalize(torch.stack(units).mean(0), dim=-1)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

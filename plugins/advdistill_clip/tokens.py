@@ -15,14 +15,16 @@ class Tokenizer(Protocol):
 
     Attributes:
         start: how many start tokens open every sentence, 0 or 1.
+        end: how many end tokens close it, 0 or 1, padding apart.
         pad: the id that fills up short sentences.
     """
 
     start: int
+    end: int
     pad: int
 
     def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
-        """Token ids of each sentence, start and end tokens included, without padding."""
+        """Token ids of each sentence, start and end tokens included where it sets any, without padding."""
         ...
 
 
@@ -30,6 +32,7 @@ class ByteTokenizer:
     """UTF-8 bytes: 0 pads, byte b is b + 1, 257 starts and 258 ends. A vocabulary of 259 that binds any name."""
 
     start = 1
+    end = 1
     pad = 0
 
     def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
@@ -44,6 +47,7 @@ class BytePairTokenizer:
     """CLIP's own byte-pair encoding, which open_clip ships."""
 
     start = 1
+    end = 1
     pad = 0
 
     def __init__(self, **settings: Any) -> None:
@@ -74,6 +78,7 @@ class HubTokenizer:
         self.pad = self._tokenizer.tokenizer.pad_token_id or 0
         one, other = self(["a", "1"])
         self.start = int(one[0] == other[0])
+        self.end = int(one[-1] == other[-1])  # SigLIP's first tokenizer pads with its end token: none is left
 
     def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
         rows = self._tokenizer(list(sentences)).tolist()

@@ -224,13 +224,6 @@ def test_learned_tokens_never_take_the_name(tmp_path):
         ClipPrompts.from_config(long)
 
 
-@pytest.mark.parametrize("kind", ["coca"])
-def test_unknown_towers_refuse_prompts(tmp_path, kind):
-    parts = Parts(tmp_path, PLAIN[kind])
-    with pytest.raises(UsageError, match="cannot take prompts"):
-        ClipPrompts.from_config(configs.Prompts(**parts.source, text={"depth": 1}, visual={"tokens": 0}))
-
-
 def test_a_base_that_computes_otherwise_is_refused(tmp_path, monkeypatch):
     parts = Parts(tmp_path, settings())
     monkeypatch.setattr(text, "finish", lambda block, x, mixed: x + mixed)
