@@ -210,3 +210,13 @@ class Tune(Base):
         if self.tower == "all" and self.blocks != "all":
             raise ValueError(f"blocks: {self.blocks} goes with tower: visual or tower: text, not with tower: all")
         return self
+
+
+class Anchor(Base):
+    """CLIP behind a low-pass filter, with an anchor in its first attention (R-Adapt)."""
+
+    sigma: float = Field(1.0, ge=0)
+    """Standard deviation of the Gaussian filter, in pixels of the tower's size; 0: none. (inferred)"""
+
+    mix: float = Field(0.5, gt=0, lt=1)
+    """The anchor's share of what the first attention says. (inferred)"""
