@@ -90,11 +90,6 @@ class Parts:
         return {role: p for role, p in {"student": self.student, **self.teachers}.items() if p.learns}
 
     @property
-    def models(self) -> dict[str, VisionLanguageModel]:
-        """The student's and every teacher's, by role."""
-        return {role: p.model for role, p in {"student": self.student, **self.teachers}.items()}
-
-    @property
     def classes(self) -> ClassSet:
         """The names of the run and the data set's templates."""
         return self.dataset.classes
@@ -154,6 +149,8 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
     for role, participant in {"student": student, **teachers}.items():
         if participant.learns and not participant.trainable:
             raise RecipeError(f"{role}: nothing in it learns", "a student needs prompts, adapters or a tuned tower")
+    strategy: Strategy = component(registry, recipe.strategy)
+    strategy.prepare({role: participant.model for role, participant in {"student": student, **teachers}.items()})
     return Parts(
         device,
         dataset,
@@ -161,7 +158,7 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
         student,
         teachers,
         component(registry, recipe.attack) if recipe.attack else None,
-        component(registry, recipe.strategy).to(device),
+        strategy.to(device),
         Threat(recipe.threat.norm, recipe.threat.eps),
     )
 

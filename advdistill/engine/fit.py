@@ -91,7 +91,6 @@ class Run:
         self.recipe, self.folder, self.tell = recipe, folder, tell
         torch.manual_seed(recipe.seed)
         self.parts = build.parts(recipe, registry)
-        self.parts.strategy.prepare(self.parts.models)
         self.examiner = Examiner(recipe, registry, self.parts, tell)
         self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
         self.split = self.parts.splits("train")
