@@ -1,60 +1,89 @@
-"""MMT-ARD's algorithm (arXiv 2511.17448 and its released training code)."""
+"""MMT-ARD's algorithm (arXiv 2511.17448 and its released training code), for any number of teachers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from advdistill import Losses, Output, Step, Strategy, Term, cross_entropy, kl
+from advdistill import (
+    Clock,
+    Losses,
+    Output,
+    Step,
+    Strategy,
+    Term,
+    VisionLanguageModel,
+    cross_entropy,
+    kl,
+    same_width,
+)
+from advdistill_mmt_ard.levels import LEVELS, Scale
+from advdistill_mmt_ard.weightings import WEIGHTINGS
 
 
 class MMTARD(Strategy):
-    """Two teachers, each on the images it is good at; who is sure of a sample has more to say about it.
+    """Teachers, each on the images that it is good at; who is sure of a sample has more to say about it.
 
         x' = argmax KL(T_clean(x) || S(x'))
-        L  = w_robust KL(T_robust(x') || S(x')) + w_clean KL(T_clean(x) || S(x))
+        L  = sum over the teachers k of weight_k share_k D(T_k(x_k), S(x_k)),  x_clean = x, x_robust = x'
 
-    With `weighting: cosine`, weights 5 and 50 and `reduction: element-mean` this is the released code.
+    D is KL(T || S) at `level: logits`. The share is one number per sample, without gradient; see `weighting`. With
+    `weighting: cosine`, weights 5 and 50 and `reduction: element-mean` this is the released code.
     """
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.weighting = WEIGHTINGS[config.weighting](config)
+
+    def prepare(self, models: Mapping[str, VisionLanguageModel]) -> None:
+        roles = [role for role in models if role != "student" and self.config.weight(role)]
+        if "embedding" in LEVELS[self.config.level]:
+            for role in roles:
+                same_width(models, role)
+        self.weighting.prepare(roles, models["student"].device)
+
     def step(self, s: Step) -> Losses:
-        clean = s.teacher("clean")(s.images)
-
-        def objective(images: Tensor, rows: Tensor) -> Tensor:
-            if self.config.objective == "ce":
-                return cross_entropy(s.student(images), s.labels[rows])
-            return kl(clean[rows], s.student(images))
-
-        adversarial = s.attack(objective)
-        robust = s.teacher("robust")(adversarial)
-        clean_share, robust_share = self.weigh(clean, robust, s.labels)
-        scale = 1 / clean.logits.shape[1] if self.config.reduction == "element-mean" else 1.0
-        terms = {
-            "robust": Term(
-                kl(robust, s.student(adversarial), self.config.temperature) * scale,
-                self.config.robust_weight * robust_share,
-            ),
-            "clean": Term(
-                kl(clean, s.student(s.images), self.config.temperature) * scale, self.config.clean_weight * clean_share
-            ),
-        }
+        images = {"clean": s.images, "adversarial": s.attack(lambda images, rows: self.climb(s, images, rows))}
+        looks = {role: s.teacher(role)(images[self.config.view(role)]) for role in s.roles if self.config.weight(role)}
+        gated = self.config.gate != "modalities"
+        shares = self.weighting(looks, s.labels) if gated else dict.fromkeys(looks, 1.0)
+        reported = {f"share/{role}": share for role, share in shares.items()} if gated else {}
+        terms = {}
+        for role, teacher in looks.items():
+            student = s.student(images[self.config.student_view(role)])
+            value, parts = self.teach(role, teacher, student, s.labels)
+            terms[role] = Term(value, self.config.weight(role) * shares[role])
+            reported |= {f"share/{role}/{name}": part for name, part in parts.items()}
         if self.config.consistency:
-            distance = 1 - s.student(adversarial).cosine(s.labels)
-            terms["consistency"] = Term(distance, self.config.consistency)
-        return Losses({"share/robust": robust_share, "share/clean": clean_share}, **terms)
+            terms["consistency"] = Term(self.inconsistency(s, images["adversarial"]), self.config.consistency)
+        return Losses({**reported, **self.weighting.report(looks)}, **terms)
 
-    def weigh(self, clean: Output, robust: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,), (B,): the clean and the robust teacher's share of each sample, each from its own look at it.
+    def climb(self, s: Step, images: Tensor, rows: Tensor) -> Tensor:
+        """(n,) what the attack maximises."""
+        if self.config.objective == "ce":
+            return cross_entropy(s.student(images), s.labels[rows])
+        return kl(s.teacher(self.config.objective_teacher)(s.images)[rows], s.student(images))
 
-        `cosine` can be negative, which turns a sample's distillation round; the released code does so too.
-        """
-        if self.config.weighting == "cosine":
-            return clean.cosine(labels), robust.cosine(labels)
-        sure_clean, sure_robust = clean.confidence(labels), robust.confidence(labels)
-        if self.config.weighting == "probability":
-            return sure_clean, sure_robust
-        if self.config.weighting == "fixed":
-            return torch.ones_like(sure_clean), torch.ones_like(sure_robust)
-        sign = 1 if self.config.favour == "easy" else -1
-        share = torch.sigmoid(sign * self.config.slope * (sure_robust - sure_clean))
-        return 1 - share, share
+    def teach(self, role: str, teacher: Output, student: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) what one teacher teaches, and the (B,) shares of its losses where the gate weighs them."""
+        level = LEVELS[self.config.level]
+        scale = Scale(
+            self.weighting.temperature(role), self.config.temperature, self.config.reduction == "element-mean"
+        )
+        losses = {name: loss.distance(teacher, student, labels, scale) for name, loss in level.items()}
+        if self.config.gate == "teachers":
+            return torch.stack(list(losses.values())).mean(0), {}
+        parts = self.weighting.split({name: loss.confidence(teacher, labels) for name, loss in level.items()})
+        return torch.stack([parts[name].detach() * losses[name] for name in level]).sum(0), parts
+
+    def inconsistency(self, s: Step, adversarial: Tensor) -> Tensor:
+        """(B,) how far the student's modalities, or its two views, are apart."""
+        if self.config.consistency_form == "cosine":
+            return 1 - s.student(adversarial).cosine(s.labels)
+        return kl(s.student(s.images), s.student(adversarial))
+
+    def updated(self, means: Mapping[str, float], clock: Clock) -> None:
+        self.weighting.updated(means, clock)
