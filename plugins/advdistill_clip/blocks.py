@@ -103,8 +103,11 @@ def linear_maps(block: nn.Module, targets: Sequence[str]) -> dict[str, str]:
     found = {}
     for path, module in block.named_modules():
         parent, _, name = path.rpartition(".")
-        if name in wanted and isinstance(module, nn.Linear) and _calls(block.get_submodule(parent), name):
-            found[path] = f"{path}.weight"
+        # What lies deeper in an attention makes position biases, not tokens.
+        of_positions = "attn" in parent.split(".")[:-1]
+        if name in wanted and isinstance(module, nn.Linear) and not of_positions:
+            if _calls(block.get_submodule(parent), name):
+                found[path] = f"{path}.weight"
     return found
 
 
