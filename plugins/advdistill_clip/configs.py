@@ -156,7 +156,7 @@ class Moapt(Base):
     """In how many blocks; 1: at the input only (inferred)."""
 
     hidden: int = Field(0, ge=0)
-    """Width of the router's hidden layer; 0: a sixteenth of the image feature's (inferred)."""
+    """Width of the router's hidden layer; 0: a sixteenth of the image feature's, at least 16 (inferred)."""
 
     std: float = Field(0.02, ge=0)
     """Standard deviation of the normal distribution that prompts are drawn from."""

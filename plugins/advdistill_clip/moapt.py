@@ -45,7 +45,7 @@ class ClipMoapt(VisionLanguageModel):
             for k in range(config.prompts)
         )
         width, device = self.clip.width, self.clip.device
-        hidden = config.hidden or max(width // 16, 1)
+        hidden = config.hidden or max(width // 16, 16)
         generator = torch.Generator().manual_seed(config.init_seed)
         self.router = nn.Sequential(
             linear(width, hidden, generator, device), nn.ReLU(), linear(hidden, config.prompts, generator, device)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import run_parts
 import torch
 import torch.nn.functional as F
 from advdistill_clip import configs, loading
@@ -28,9 +29,10 @@ from clip_parts import COCA, RESNET, Parts, images, settings, shake
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from advdistill import ClassSet, UsageError
+from advdistill import ClassSet, UsageError, load
 from advdistill.testing import check_model
 from advdistill.testing.toy import CLASSES as TOY_CLASSES
+from advdistill.testing.toy import ToyDataset
 
 NAMES = ("cat", "ox", "a long name", "cab", "Käse", "dog")
 CLASSES = ClassSet(NAMES, ("a photo of a {}.",))
@@ -114,6 +116,20 @@ def test_class_order_moves_no_logit(parts, kind):
     features = model.classifier(model.prepare(CLASSES))
     rows = torch.tensor([5, 0, 2, 0])
     torch.testing.assert_close(model.classifier(model.prepare(CLASSES), rows), features[rows], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_in_other_precisions(parts, kind):
+    model = student(parts, **KINDS[kind])
+    shake(model.learned())
+    exact = model.predict(images(), model.prepare(CLASSES))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.predict(images(), model.prepare(CLASSES))
+    assert rough.dtype == torch.float32 and (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    double = deepcopy(model).double()
+    finer = double.predict(images().double(), double.prepare(CLASSES))
+    assert finer.dtype == torch.float64
+    torch.testing.assert_close(finer.float(), exact, atol=1e-4, rtol=1e-4)
 
 
 # Coupled prompts
@@ -265,6 +281,22 @@ def test_contexts_are_bound_to_their_classes(parts):
         model.prepare(ClassSet(("emu", "cat"), ("a photo of a {}",)))
     unified = student(parts, text={"depth": 1}, visual={"tokens": 0})
     unified.bind(ClassSet(("emu", "elk"), ("{}",)))
+
+
+def test_a_run_with_contexts_of_each_class(parts, tmp_path):
+    block = {"use": "clip-prompts", **parts.source, **KINDS["apt"]}
+    (*_, row) = run_parts.train(run_parts.recipe(tmp_path, student=block, attack={"use": "pgd", "steps": 2}))
+    file, split = tmp_path / "run" / "last.safetensors", ToyDataset(None).split("test")
+    stored = run_parts.tensors(tmp_path / "run")["text.prompts"]
+    assert stored.shape == (1, 6, 5, 24) and row.subject == "student"
+    x = torch.stack([split.load(split.ids.index(sample)) for sample in row.samples["clean"]]).float()
+    logits = load(file)(x)
+    labels = split.labels[[split.ids.index(sample) for sample in row.samples["clean"]]]
+    assert torch.equal(logits.argmax(1) == labels, row.outcomes["clean"])
+    pair = ClassSet(("fox", "bee"), TOY_CLASSES.templates)
+    torch.testing.assert_close(load(file, classes=pair)(x), logits[:, [5, 1]], atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="learned for other classes"):
+        load(file, classes=ClassSet(("emu", "elk"), TOY_CLASSES.templates))
 
 
 # Text towers
