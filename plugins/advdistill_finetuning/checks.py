@@ -38,6 +38,8 @@ def _text(student: Any) -> str:
     """The student's key that lets class features learn; "" where none is known to."""
     if getattr(getattr(student, "text", None), "tokens", 0):
         return "student.text.tokens"
+    if getattr(student, "prompts", 0):
+        return "student.prompts"
     if "text" in getattr(student, "towers", ()):
         return "student.towers"
     return "student.tower" if getattr(student, "tower", "visual") != "visual" else ""
