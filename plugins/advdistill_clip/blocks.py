@@ -64,17 +64,31 @@ def finish(block: nn.Module, x: Tensor, mixed: Tensor, adapters: Adapters = NONE
     return x + block.ls_2(linear(mlp.gelu(hidden), mlp.c_proj.weight, mlp.c_proj.bias, adapters.get("mlp.c_proj")))
 
 
-def run(block: nn.Module, x: Tensor, keep: int | None = None, adapters: Adapters = NONE, **extra: Any) -> Tensor:
-    """A whole block with full attention: (B, L, d) -> (B, keep, d); of the common kind only `keep` tokens are computed.
+def run(
+    block: nn.Module,
+    x: Tensor,
+    keep: int | None = None,
+    adapters: Adapters = NONE,
+    attn_mask: Tensor | None = None,
+    **extra: Any,
+) -> Tensor:
+    """A whole block: (B, L, d) -> (B, keep, d); of the common kind only the first `keep` tokens are computed.
 
     Args:
+        attn_mask: (L, L) or (B * heads, L, L), added to the attention's scores; None: every token sees all.
         extra: further arguments of a block of another make.
     """
     if not is_plain(block):
+        if attn_mask is not None:
+            extra["attn_mask"] = attn_mask
         with added(block, adapters):
             return block(x, **extra)[:, :keep]
-    q, k, v = (split_heads(part, block.attn.num_heads) for part in queries_keys_values(block, x, adapters))
-    mixed = F.scaled_dot_product_attention(q[:, :, :keep], k, v)
+    heads = block.attn.num_heads
+    q, k, v = (split_heads(part, heads) for part in queries_keys_values(block, x, adapters))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(q.dtype)
+        attn_mask = (attn_mask.unflatten(0, (-1, heads)) if attn_mask.ndim == 3 else attn_mask)[..., :keep, :]
+    mixed = F.scaled_dot_product_attention(q[:, :, :keep], k, v, attn_mask=attn_mask)
     return finish(block, x[:, :keep], join_heads(mixed), adapters)
 
 
@@ -105,9 +119,9 @@ def linear_maps(block: nn.Module, targets: Sequence[str]) -> dict[str, str]:
         parent, _, name = path.rpartition(".")
         # What lies deeper in an attention makes position biases, not tokens.
         of_positions = "attn" in parent.split(".")[:-1]
-        if name in wanted and isinstance(module, nn.Linear) and not of_positions:
-            if _calls(block.get_submodule(parent), name):
-                found[path] = f"{path}.weight"
+        fits = name in wanted and isinstance(module, nn.Linear) and not of_positions
+        if fits and _calls(block.get_submodule(parent), name):
+            found[path] = f"{path}.weight"
     return found
 
 

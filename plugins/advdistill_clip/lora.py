@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from advdistill import UsageError
 from advdistill_clip import configs
-from advdistill_clip.blocks import Adapters
+from advdistill_clip.blocks import NONE, Adapters
 from advdistill_clip.loading import Base
 from advdistill_clip.models import Clip
-from advdistill_clip.towers import adaptable
+from advdistill_clip.towers import adaptable, blocks_of
 from advdistill_clip.visual import encode_pixels
 
 
@@ -75,16 +75,24 @@ class ClipLora(Clip):
         return "text" in self.config.towers
 
     def _of(self, tower: str) -> dict[str, Adapters]:
-        """By the path of the block's module in the tower."""
+        """By the path of the block's module in the model."""
         by_block: defaultdict[str, dict[str, Callable[[Tensor], Tensor]]] = defaultdict(dict)
         for key, adapter in self.adapters.items():
             block, path, _ = self._places[key]
             if key.startswith(f"{tower}/"):
-                by_block[block.removeprefix(f"{tower}.")][path] = adapter
+                by_block[block][path] = adapter
         return by_block
 
     def look(self, pixels: Tensor) -> Tensor:
-        return encode_pixels(self.visual, pixels, adapters=self._of("visual"))
+        adapters = {block.removeprefix("visual."): added for block, added in self._of("visual").items()}
+        return encode_pixels(self.visual, pixels, adapters=adapters)
+
+    @property
+    def text_adapters(self) -> list[Adapters]:
+        if not self.classifier_learns:
+            return []
+        of_block = self._of("text")
+        return [of_block.get(part, NONE) for block in blocks_of(self.model, "text") for part in block]
 
     def learned(self) -> dict[str, Tensor]:
         return {name.replace("/", "."): parameter for name, parameter in self.adapters.named_parameters()}

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from advdistill import ClassSet, Factored, UsageError
 from advdistill_clip import configs
+from advdistill_clip.blocks import Adapters
 from advdistill_clip.loading import Base, image_size, load_base
 from advdistill_clip.text import Sentences, at_least_fp32, class_features
+from advdistill_clip.towers import takes
 from advdistill_clip.visual import encode_pixels, full_precision
 
 
@@ -60,6 +62,11 @@ class Clip(Factored):
         """Learned tokens of the text tower: (depth, n, d), or (depth, contexts, n, d) where classes have their own."""
         return None
 
+    @property
+    def text_adapters(self) -> Sequence[Adapters]:
+        """What is added to linear maps of the text tower, block by block; or nothing."""
+        return ()
+
     def contexts(self, names: Sequence[str]) -> Tensor | None:
         """(C,) long, which of the class-specific contexts each class has; None: all classes share theirs."""
         return None
@@ -83,7 +90,7 @@ class Clip(Factored):
         return prepared
 
     def classifier(self, classes: list[Sentences], rows: Tensor | None = None) -> Tensor:
-        return class_features(self.model, classes, self.text_tokens, rows)
+        return class_features(self.model, classes, self.text_tokens, rows, self.text_adapters)
 
     def features(self, images: Tensor) -> Tensor:
         with full_precision(images.device):
@@ -98,6 +105,9 @@ class Clip(Factored):
     def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
         with full_precision(features.device):
             return self.model.logit_scale.exp() * F.normalize(features, dim=-1) @ classifier.T
+
+    def takes(self) -> dict[str, str]:
+        return takes(self.base.model)
 
     def learned(self) -> dict[str, Tensor]:
         return {}

@@ -20,7 +20,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from advdistill import UsageError
-from advdistill_clip.blocks import finish, is_plain, join_heads, queries_keys_values, split_heads
+from advdistill_clip.blocks import NONE, Adapters, finish, is_plain, join_heads, queries_keys_values, run, split_heads
 from advdistill_clip.tokens import Tokenizer
 
 PLACEHOLDER = 0
@@ -208,13 +208,16 @@ def _common(sentences: Sequence[Sequence[int]]) -> int:
     return min(same, min(map(len, sentences)) - 1)
 
 
-def encode_packed(tower: Tower, pack: Pack, prompts: Tensor | None = None, start: int = 1) -> Tensor:
+def encode_packed(
+    tower: Tower, pack: Pack, prompts: Tensor | None = None, start: int = 1, adapters: Sequence[Adapters] = ()
+) -> Tensor:
     """Features of the packed classes.
 
     Args:
         prompts: learned tokens for positions `start` to `start + n`, (depth, n, d) for all classes alike, or
             (depth, C, n, d) for each its own, in the order of the sentences that were packed after their first `start`
             tokens. At the input they get the position embedding, in deeper blocks they overwrite what stands there.
+        adapters: what is added to linear maps, block by block; or nothing.
 
     Returns:
         (C, D), not normalised, in the order of the sentences that were packed.
@@ -236,15 +239,15 @@ def encode_packed(tower: Tower, pack: Pack, prompts: Tensor | None = None, start
         if 0 < i < depth:
             prefix, own = placed(prompts[i])
         last = i + 1 == len(tower.blocks)
-        heads = block.attn.num_heads
-        before = [split_heads(x, heads) for x in queries_keys_values(block, prefix)]
-        q, k, v = queries_keys_values(block, own)
+        heads, added = block.attn.num_heads, adapters[i] if adapters else NONE
+        before = [split_heads(x, heads) for x in queries_keys_values(block, prefix, added)]
+        q, k, v = queries_keys_values(block, own, added)
         # Only the end tokens' features are asked for, so the last block has no other queries.
         mixed = _attend(q[pack.ends] if last else q, k, v, before[1], before[2], pack, heads)
-        own = finish(block, own[pack.ends] if last else own, mixed)
+        own = finish(block, own[pack.ends] if last else own, mixed, added)
         if not last and length:
             mixed = F.scaled_dot_product_attention(*(x[None] for x in before), is_causal=True)[0]
-            prefix = finish(block, prefix, join_heads(mixed))
+            prefix = finish(block, prefix, join_heads(mixed), added)
     return tower.project(tower.norm(own))[pack.order]
 
 
@@ -282,25 +285,33 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor,
     return torch.cat(mixed)
 
 
-def encode_padded(model: nn.Module, ids: Tensor, prompts: Tensor | None = None, start: int = 1) -> Tensor:
+def encode_padded(
+    model: nn.Module, ids: Tensor, prompts: Tensor | None = None, start: int = 1, adapters: Sequence[Adapters] = ()
+) -> Tensor:
     """Features of sentences at full length, the plain way: (C, L) ids, padded -> (C, D), not normalised.
 
     Args:
-        prompts: (depth, n, d) or (depth, C, n, d) as in `encode_packed`; they need a tower that `tower_of` knows.
+        prompts: (depth, n, d) or (depth, C, n, d) as in `encode_packed`. They and adapters need a tower that
+            `tower_of` knows.
+        adapters: what is added to linear maps, block by block; or nothing.
     """
-    if prompts is None:
+    if prompts is None and not adapters:
         if not hasattr(model, "text"):
             return model.encode_text(ids)
         out = model.text(ids)
         return out[0] if isinstance(out, tuple) else out
     tower = tower_of(model)
-    x = _place(tower.embedding(ids), prompts[0], start)
+    x, depth, learned = tower.embedding(ids), 0, slice(start, start)
+    if prompts is not None:
+        depth, learned = len(prompts), slice(start, start + prompts.shape[-2])
+        x = _place(x, prompts[0], start)
     if tower.summary is not None:
         x = torch.cat([x, tower.summary.expand(len(x), 1, -1)], dim=1)
     x = x + tower.positions[: x.shape[1]]
-    mask = tower.mask(ids, slice(start, start + prompts.shape[-2]))
+    mask = tower.mask(ids, learned)
     for i, block in enumerate(tower.blocks):
-        x = block(_place(x, prompts[i], start) if 0 < i < len(prompts) else x, attn_mask=mask)
+        x = _place(x, prompts[i], start) if 0 < i < depth else x
+        x = run(block, x, None, adapters[i] if adapters else NONE, attn_mask=mask)
     return tower.project(tower.norm(tower.pooled(x, ids)))
 
 
@@ -336,22 +347,27 @@ class Sentences:
         else:
             self._padded = torch.tensor([[*row, *[pad] * (context - len(row))] for row in ids], device=device)
 
-    def encode(self, model: nn.Module, prompts: Tensor | None, rows: Tensor | None) -> Tensor:
+    def encode(
+        self, model: nn.Module, prompts: Tensor | None, rows: Tensor | None, adapters: Sequence[Adapters] = ()
+    ) -> Tensor:
         """(C, D) features of all classes, or of `rows`; not normalised.
 
         Args:
             prompts: (depth, n, d), or (depth, contexts, n, d) where classes have their own.
+            adapters: what is added to linear maps, block by block; or nothing.
         """
         if prompts is not None and self.contexts is not None:
             prompts = prompts[:, self.contexts if rows is None else self.contexts[rows]]
         if self.pack is None:
             padded = self._padded if rows is None else self._padded[rows]
             chunks = torch.arange(len(padded), device=self.device).split(128)
-            return torch.cat([encode_padded(model, padded[some], _of(prompts, some), self.start) for some in chunks])
+            return torch.cat(
+                [encode_padded(model, padded[some], _of(prompts, some), self.start, adapters) for some in chunks]
+            )
         pack = self.pack
         if rows is not None:
             pack = Pack.of([self._ids[i] for i in rows.tolist()], self._shared, self.device)
-        return encode_packed(tower_of(model), pack, prompts, self.start)
+        return encode_packed(tower_of(model), pack, prompts, self.start, adapters)
 
 
 def _of(prompts: Tensor | None, classes: Tensor) -> Tensor | None:
@@ -360,10 +376,15 @@ def _of(prompts: Tensor | None, classes: Tensor) -> Tensor | None:
 
 
 def class_features(
-    model: nn.Module, templates: Sequence[Sentences], prompts: Tensor | None = None, rows: Tensor | None = None
+    model: nn.Module,
+    templates: Sequence[Sentences],
+    prompts: Tensor | None = None,
+    rows: Tensor | None = None,
+    adapters: Sequence[Adapters] = (),
 ) -> Tensor:
     """(C, D) unit-norm features of all classes, or of `rows`: the mean over templates of unit features, in float32."""
-    units = [F.normalize(at_least_fp32(sentences.encode(model, prompts, rows)), dim=-1) for sentences in templates]
+    encoded = [sentences.encode(model, prompts, rows, adapters) for sentences in templates]
+    units = [F.normalize(at_least_fp32(features), dim=-1) for features in encoded]
     return units[0] if len(units) == 1 else F.normalize(torch.stack(units).mean(0), dim=-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
@@ -10,8 +10,8 @@ from torch import nn
 
 from advdistill import UsageError
 from advdistill_clip.blocks import TARGETS, is_plain, linear_maps
-from advdistill_clip.text import tower_of
-from advdistill_clip.visual import kind_of
+from advdistill_clip.text import text_prompts_fit, tower_of
+from advdistill_clip.visual import kind_of, prompts_fit
 
 Block = tuple[str, ...]
 """The modules that make up a block, as paths from the model; most often one."""
@@ -84,8 +84,28 @@ def adaptable(model: nn.Module, tower: str, targets: Sequence[str], which: str =
     if missing := [target for target in targets if not there & TARGETS[target]]:
         others = [t for t in TARGETS if any(linear_maps(model.get_submodule(p), [t]) for p in modules)]
         kind = kind_of(model.visual) if tower == "visual" else type(getattr(model, "text", model)).__name__
+        of_kind = f" of the kind {', '.join(missing)}" if others else ""
         raise UsageError(
-            f"the {tower} tower ({kind}) has no linear maps of the kind {', '.join(missing)} that adapters can go with",
+            f"the {tower} tower ({kind}) has no linear maps{of_kind} that adapters can go with",
             f"set targets: [{', '.join(others)}]" if others else "learn the tower itself (clip-tune) or prompts",
         )
     return found
+
+
+def takes(model: nn.Module) -> dict[str, str]:
+    """What can be learned in a model: kind -> why not; empty if it can. Needs no weights."""
+    text, visual = _why_not(text_prompts_fit, model), _why_not(prompts_fit, model.visual)
+    kinds = {"text prompts": text, "class-specific context": text, "visual prompts": visual}
+    kinds |= {"coupled prompts": text or visual, "pixel prompts": ""}
+    for tower in ("visual", "text"):
+        each = [_why_not(adaptable, model, tower, [target]) for target in TARGETS]
+        kinds[f"adapters ({tower})"] = _why_not(adaptable, model, tower, [*TARGETS]) if all(each) else ""
+    return kinds | {"tuning": ""}
+
+
+def _why_not(fit: Callable[..., object], *given: object) -> str:
+    try:
+        fit(*given)
+    except UsageError as error:
+        return error.message
+    return ""

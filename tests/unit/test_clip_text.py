@@ -165,7 +165,7 @@ def test_nothing_upstream_of_the_prompts_is_differentiated(tmp_path, monkeypatch
     seen = []
     original = text.queries_keys_values
     monkeypatch.setattr(
-        text, "queries_keys_values", lambda block, x: seen.append(x.requires_grad) or original(block, x)
+        text, "queries_keys_values", lambda block, x, _: seen.append(x.requires_grad) or original(block, x)
     )
     student.classifier(student.prepare(ClassSet(NAMES, (TEMPLATE,))))
     assert seen == [True, False, True, True, True, True]  # prefix, own; block after block
@@ -226,6 +226,6 @@ def test_learned_tokens_never_take_the_name(tmp_path):
 
 def test_a_base_that_computes_otherwise_is_refused(tmp_path, monkeypatch):
     parts = Parts(tmp_path, settings())
-    monkeypatch.setattr(text, "finish", lambda block, x, mixed: x + mixed)
+    monkeypatch.setattr(text, "finish", lambda block, x, mixed, adapters: x + mixed)
     with pytest.raises(DataError, match="text features differ"):
         Clip.from_config(configs.Clip(**parts.source))

@@ -29,7 +29,7 @@ from advdistill_clip.tune import ClipTune
 from advdistill_clip.visual import encode_pixels, prompts_fit
 from clip_parts import Parts, images, settings, shake
 from torch import Tensor, nn
-from tower_parts import ROWS, TOWERS
+from tower_parts import ROWS, TEXTS, TOWERS
 
 from advdistill import ClassSet, UsageError
 
@@ -173,6 +173,29 @@ def test_adapters_start_as_nothing_learn_and_merge(made, kind):
     assert {name.split(".lora.")[0] for name in learned} == {"visual"} and not student.classifier_learns
 
 
+@pytest.mark.parametrize("kind", TEXTS)
+def test_text_adapters(tmp_path, kind):
+    parts = Parts(tmp_path, TEXTS[kind])
+    teacher = Clip.from_config(configs.Clip(**parts.source))
+    classes, before = teacher.prepare(CLASSES), teacher.classifier(teacher.prepare(CLASSES))
+    for towers in (["text"], ["visual", "text"]):
+        student = lora(parts, kind, towers=towers, targets=list(ALL_MAPS))
+        assert student.classifier_learns
+        torch.testing.assert_close(student.classifier(classes), before, atol=1e-6, rtol=1e-6)
+        shake(student.learned(), 0.5)
+        ours = student.classifier(student.prepare(CLASSES))
+        student.predict(images(), student.prepare(CLASSES)).square().sum().backward()
+        assert all(tensor.grad is not None and tensor.grad.any() for tensor in student.learned().values())
+        assert {name.split(".lora.")[0] for name in student.learned()} == set(towers)
+        rows = torch.tensor([2, 0])
+        torch.testing.assert_close(student.classifier(classes, rows), ours[rows], atol=1e-5, rtol=1e-5)
+        plain = Clip.from_config(configs.Clip(**parts.source))
+        plain.model = copy.deepcopy(parts.model)
+        plain.model.load_state_dict(student.merged(), strict=True)
+        expected, added = plain.classifier(plain.prepare(CLASSES)), (ours - before).norm()
+        assert (ours - expected).norm() < 1e-3 * added and added > 1e-2
+
+
 def test_rank_cannot_exceed_a_maps_width(made):
     with pytest.raises(UsageError, match=r"rank is 33, but visual.\S*.0.attn.in_proj_weight .* 96 x 32"):
         lora(made["class token"], "class token", rank=33)
@@ -181,7 +204,7 @@ def test_rank_cannot_exceed_a_maps_width(made):
 @pytest.mark.parametrize(
     ("kind", "targets", "match", "hint"),
     [
-        ("resnet", ["in_proj", "out_proj"], r"\(ModifiedResNet\) has no linear maps .* in_proj, out_proj", "clip-tune"),
+        ("resnet", ["in_proj", "out_proj"], r"\(ModifiedResNet\) has no linear maps that", "clip-tune"),
         ("convnext", ["in_proj", "c_fc"], r"\(ConvNeXt\) has no linear maps .* in_proj that", r"\[c_fc, c_proj\]"),
         ("eva01", ["in_proj"], r"\(Eva\) has no linear maps .* in_proj", r"\[out_proj, c_fc, c_proj\]"),
         ("other blocks", ["in_proj"], r"\(VisionTransformer\)", r"\[out_proj, c_fc, c_proj\]"),
@@ -354,3 +377,111 @@ def test_only_batch_norms_that_learn_leave_their_statistics(made):
         name for name, t in student.model.state_dict().items() if name in before and not torch.equal(t, before[name])
     }
     assert moved == {f"visual.bn{i}.running_{what}" for i in (1, 2, 3) for what in ("mean", "var")}
+
+
+# What a tower takes
+
+BUILTIN = {
+    "ViT-B-32": "",
+    "ViT-B-16-quickgelu": "",
+    "ViT-L-14-CLIPA": "",
+    "ViT-M-16-alt": "",
+    "coca_ViT-B-32": "",
+    "coca_base": "",
+    "ViT-B-16-SigLIP": "",
+    "ViT-B-32-SigLIP2-256": "",
+    "PE-Core-T-16-384": "",
+    "PE-Core-S-16-384": "",
+    "EVA01-g-14": "",
+    "EVA02-B-16": "",
+    "EVA02-E-14": "",
+    "MobileCLIP-B": "",
+    "ViTamin-S": "",
+    "vit_medium_patch16_gap_256": "",
+    "RN50": "prompts adapters",
+    "RN101-quickgelu": "prompts adapters",
+    "convnext_base": "prompts",
+    "MobileCLIP-S1": "prompts",
+    "swin_base_patch4_window7_224": "prompts",
+    "vit_relpos_medium_patch16_cls_224": "prompts",
+}
+"""A name for each class of tower, and what its visual tower does not take."""
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_what_open_clips_architectures_take(name):
+    clip = Clip.from_config(configs.Clip(model=name, weights="none"), weights=False)
+    no_prompts, no_adapters = ("prompts" in BUILTIN[name], "adapters" in BUILTIN[name])
+    takes = clip.takes()
+    assert {kind for kind, why_not in takes.items() if why_not} == {
+        *(["visual prompts", "coupled prompts"] if no_prompts else []),
+        *(["adapters (visual)"] if no_adapters else []),
+    }
+    assert len(takes) == 8 and not any("\n" in why_not for why_not in takes.values())
+    pixels = torch.zeros(2, 3, *clip.size, device="meta")
+    if no_prompts:
+        with pytest.raises(UsageError) as caught:
+            prompts_fit(clip.model.visual)
+        assert caught.value.message == takes["visual prompts"] and "pixel" in caught.value.hint
+        with pytest.raises(UsageError):
+            encode_pixels(clip.model.visual, pixels, torch.zeros(1, 2, 8, device="meta"))
+    else:
+        width, blocks = prompts_fit(clip.model.visual)
+        prompts = torch.zeros(blocks, 2, width, device="meta")
+        assert encode_pixels(clip.model.visual, pixels, prompts).shape == (2, clip.width)
+
+
+@pytest.mark.parametrize(
+    ("model", "towers", "count"),
+    [
+        # 12 blocks, rank 16, fused projection (768 + 2304) and output (768 + 768)
+        ("ViT-B-32-quickgelu", ["visual"], 12 * 16 * (768 + 2304 + 768 + 768)),
+        ("ViT-B-32-quickgelu", ["text"], 12 * 16 * (512 + 1536 + 512 + 512)),
+        ("ViT-B-16-SigLIP", ["visual", "text"], 2 * 12 * 16 * (768 + 2304 + 768 + 768)),
+        # three projections, each on its own
+        ("EVA02-B-16", ["visual"], 12 * 16 * 4 * (768 + 768)),
+    ],
+)
+def test_adapters_count(model, towers, count):
+    student = ClipLora.from_config(configs.Lora(model=model, towers=towers, rank=16), weights=False)
+    assert sum(tensor.numel() for tensor in student.learned().values()) == count
+    assert student.device.type == "meta"
+
+
+def test_first_block_alone_counts():
+    student = ClipTune.from_config(configs.Tune(model="ViT-B-16-quickgelu", blocks="first-1"), weights=False)
+    width = 768
+    maps = 3 * width * width + 3 * width + width * width + width + 8 * width * width + 5 * width
+    assert sum(tensor.numel() for tensor in student.learned().values()) == maps + 4 * width
+
+
+class Foreign(nn.Module):
+    """A text tower of another make, as Hugging Face's are."""
+
+    context_length = 40
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(259, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.embedding(ids).mean(1)
+
+
+def test_a_foreign_text_tower_can_be_tuned_and_no_more(tmp_path):
+    parts = Parts(tmp_path, settings(custom_text=True))
+    clip = Clip.from_config(configs.Clip(**parts.source))
+    clip.base.model.text = Foreign().requires_grad_(False)
+    takes = clip.takes()
+    told = {kind for kind, why_not in takes.items() if "Foreign" in why_not}
+    assert told == {"text prompts", "class-specific context", "coupled prompts", "adapters (text)"}
+    assert not any(why_not for kind, why_not in takes.items() if kind not in told)
+    with pytest.raises(UsageError, match="Foreign"):
+        ClipLora(clip.base, configs.Lora(**parts.source, towers=["text"]))
+    with pytest.raises(UsageError, match="blocks are not known") as caught:
+        ClipTune(clip.base, configs.Tune(**parts.source, tower="text", blocks="last-1"))
+    assert "tower: text" in caught.value.hint
+    student = ClipTune(clip.base, configs.Tune(**parts.source, tower="text"))
+    student.predict(images(), student.prepare(CLASSES)).square().sum().backward()
+    (embedding,) = student.learned().values()
+    assert embedding.grad.any()

@@ -93,6 +93,14 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """Configs of models whose visual tower is one row of tokens."""
 
+TEXTS: dict[str, dict[str, Any]] = {
+    "causal": settings(),
+    "causal, on its own": settings(custom_text=True),
+    "not causal": settings(text={"no_causal_mask": True, "pool_type": "last"}, custom_text=True),
+    "summary token": ROWS["coca"],
+}
+"""Configs of models by their text tower."""
+
 NO_ROWS: dict[str, dict[str, Any]] = {
     "resnet": settings(vision=RESNET),
     "convnext": _timm("convnext", timm_proj="mlp", custom_text=False),
