@@ -47,7 +47,7 @@ class Architecture:
     Attributes:
         name: as written in a config.
         config: open_clip's settings of the model.
-        preprocess: mean, std and the like, where the source tells.
+        preprocess: mean, std and the like, where the source or all published weights of the name tell.
         bundled: finds the weights that a hub repository or folder brings; None: it brings none.
         builtin: open_clip knows the name, so tags go with it.
     """
@@ -195,7 +195,15 @@ def find_architecture(name: str) -> Architecture:
     config = open_clip.get_model_config(name)
     if config is None:
         raise DataError(f"open_clip knows no architecture {name!r}", _suggest(name, open_clip.list_models()))
-    return Architecture(name, config, {}, builtin=True)
+    return Architecture(name, config, _preprocessing_of(name), builtin=True)
+
+
+def _preprocessing_of(name: str) -> dict[str, Any]:
+    """What all of an architecture's published weights agree on: for weights from a file, which cannot tell. SigLIP,
+    PE, CLIPA and MobileCLIP want other means than open_clip's default, and run with that one, on wrong colours."""
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {key: tags[0].get(key) for key in keys if tags and all(tag.get(key) == tags[0].get(key) for tag in tags)}
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,7 +235,9 @@ def _build(architecture: Architecture) -> nn.Module:
     except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError, ImportError) as error:
         raise DataError(
             f"open_clip cannot build {architecture.name}: {type(error).__name__}: {error}",
-            "the model config may be meant for another version of open_clip",
+            "install transformers"
+            if "transformers" in str(error)
+            else "is its config for another version of open_clip?",
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 - architectures come from open_clip's names, JSON files, `package:file`, `local-dir:` and `hf-hub:`; weights from tags,
   safetensors, pickles of tensors, our own whole checkpoints, a visual tower with `text_weights`, or an explicit random;
+- weights from a file are preprocessed as all published weights of the name are, where those agree;
 - half precision is read into full;
 - whatever is missing, damaged, unsafe or does not fit is a DataError with a way out, and never random weights;
 - QuickGELU weights in a GELU model, or the other way round, are an error that names the right architecture;
@@ -125,6 +126,31 @@ def test_tags_bring_weights_and_preprocessing(parts, monkeypatch):
     monkeypatch.setattr(loading, "download_pretrained", lambda cfg: str(parts.weights))
     base = load(model="tiny-arch", weights="some_tag")
     assert same(base, parts) and base.preprocess["mean"] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "interpolation"),
+    [
+        ("ViT-B-32", list(open_clip.OPENAI_DATASET_MEAN), "bicubic"),
+        ("ViT-B-16-SigLIP", [0.5, 0.5, 0.5], "bicubic"),
+        ("MobileCLIP-S1", [0.0, 0.0, 0.0], "bilinear"),
+        ("ViT-L-14-CLIPA", [0.485, 0.456, 0.406], "bilinear"),
+        ("ViT-L-14", list(open_clip.OPENAI_DATASET_MEAN), "bicubic"),  # its weights disagree: open_clip's default
+        ("EVA01-g-14", list(open_clip.OPENAI_DATASET_MEAN), "bicubic"),
+    ],
+)
+def test_files_are_preprocessed_as_published_weights_are(name, mean, interpolation):
+    base = load_base(configs.Clip(model=name, weights="some.safetensors"), weights=False)
+    assert base.preprocess["mean"] == mean and base.preprocess["interpolation"] == interpolation
+
+
+def test_towers_that_need_transformers_say_so(parts, monkeypatch):
+    def build(**settings_: object) -> None:
+        raise RuntimeError("Please `pip install transformers` to use pre-trained HuggingFace models")
+
+    monkeypatch.setattr(open_clip, "CLIP", build)
+    error = refused(model=str(parts.path), weights="random")
+    assert "cannot build" in error.message and error.hint == "install transformers"
 
 
 def test_visual_towers_take_the_rest_from_elsewhere(parts):
