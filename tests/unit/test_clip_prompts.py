@@ -116,6 +116,8 @@ def test_class_order_moves_no_logit(parts, kind):
     features = model.classifier(model.prepare(CLASSES))
     rows = torch.tensor([5, 0, 2, 0])
     torch.testing.assert_close(model.classifier(model.prepare(CLASSES), rows), features[rows], atol=2e-6, rtol=0)
+    some = model.classifier(model.prepare(permuted), rows)
+    torch.testing.assert_close(some, features[order][rows], atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,6 +221,15 @@ def test_each_class_gets_what_it_would_get_alone(tmp_path, tower, init):
         shared.load_learned({"text.prompts": model.learned()["text.prompts"][:, i]})
         everybody = shared.classifier(shared.prepare(CLASSES))
         torch.testing.assert_close(features[i], everybody[i], atol=2e-6, rtol=0)
+
+
+def test_many_classes_with_contexts_of_their_own_in_a_padded_tower(tmp_path):
+    parts = Parts(tmp_path, TEXT_TOWERS["not causal"])
+    many = ClassSet([f"no {i}" for i in range(131)], ("{}",))
+    model = student(parts, many, text={"tokens": 1, "depth": 1, "init": "", "per_class": True}, visual={"tokens": 0})
+    shake(model.learned())
+    features, last = model.classifier(model.prepare(many)), torch.tensor([0, 127, 128, 130])
+    torch.testing.assert_close(model.classifier(model.prepare(many), last), features[last], atol=2e-6, rtol=0)
 
 
 def test_packed_and_padded_agree_forward_and_backward(parts):

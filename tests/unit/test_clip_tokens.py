@@ -2,7 +2,7 @@
 
 - the byte tokenizer turns any name into ids below 259 and back, and its end token is the highest id;
 - byte-pair ids, padded, are those of open_clip's tokenizer; nothing is ever cut;
-- hub tokenizers lose their padding, and tell whether they open with a start token;
+- hub tokenizers lose their padding, and tell whether they open with a start token and close with an end token;
 - a hub tokenizer that cannot be had is a DataError with a way out.
 """
 
@@ -43,26 +43,29 @@ def test_the_config_chooses():
 
 
 class FakeHub:
-    """A tokenizer that pads with 1 and opens with `first`."""
+    """A tokenizer that pads with 1, opens with `first` and closes with `last`."""
 
-    first = (9,)
+    first, last = (9,), 2
 
     def __init__(self, source: str, context_length: int, **settings: object) -> None:
         self.source, self.length = source, context_length
         self.tokenizer = SimpleNamespace(pad_token_id=1)
 
     def __call__(self, sentences: list[str]) -> torch.Tensor:
-        rows = [[*self.first, *(ord(c) for c in sentence), 2] for sentence in sentences]
+        rows = [[*self.first, *(ord(c) for c in sentence), self.last] for sentence in sentences]
         return torch.tensor([row + [1] * (self.length - len(row)) for row in rows])
 
 
+@pytest.mark.parametrize("last", [2, 1])
 @pytest.mark.parametrize("first", [(9,), ()])
-def test_hub_tokenizers_lose_their_padding(monkeypatch, first):
-    monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", type("Fake", (FakeHub,), {"first": first}))
+def test_hub_tokenizers_lose_their_padding(monkeypatch, first, last):
+    monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", type("Fake", (FakeHub,), {"first": first, "last": last}))
     tokenizer = tokenizer_for("any", {"hf_tokenizer_name": "org/name"})
     assert isinstance(tokenizer, HubTokenizer)
     assert tokenizer.start == len(first) and tokenizer.pad == 1
-    assert tokenizer(["ab", "c"]) == [[*first, 97, 98, 2], [*first, 99, 2]]
+    end = [2] if last == 2 else []  # an end token that is the padding too, as SigLIP's, goes with it
+    assert tokenizer.end == len(end)
+    assert tokenizer(["ab", "c"]) == [[*first, 97, 98, *end], [*first, 99, *end]]
 
 
 def test_local_models_bring_their_tokenizer(monkeypatch):
