@@ -40,7 +40,7 @@ from advdistill.testing.contracts import RADII, sample_events
 from advdistill.testing.toy import CLASSES
 
 REGISTRY = default_registry()
-SHIPPED = {"attack": 25, "strategy": 4, "dataset": 3, "teacher": 2, "student": 3, "reporter": 4}
+SHIPPED = {"attack": 25, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
 CLIP = {"model": "advdistill_demo:small.json", "weights": "random"}
 MADE = {
     "ta-square": {"n_queries": 200},
@@ -51,9 +51,12 @@ MADE = {
     "clip-prompts": {**CLIP, "text": {"tokens": 2, "depth": 2}, "visual": {"tokens": 2, "depth": 2}},
     "clip-lora": {**CLIP, "rank": 2},
     "clip-tune": CLIP,
+    "ciard": {"teacher_start": 0},
+    "clip-anchor": CLIP,
+    "clip-moapt": {**CLIP, "prompts": 2},
 }
 RADIUS = {"ta-onepixel": {**RADII, "l0": 6.0}, "ta-square": {**RADII, "linf": 16 / 255}}
-TRAINS = {"apd": {"clean"}}
+TRAINS = {"apd": {"clean"}, "ciard": {"robust"}}
 """Strategy -> teacher roles that its losses train where a recipe lets them."""
 
 
@@ -83,7 +86,9 @@ def test_attacks(entry):
 @pytest.mark.parametrize("entry", entries("strategy"))
 def test_strategies(entry):
     strategy, config = build(entry)
-    check_strategy(strategy(config), entry.spec.teachers, learning=TRAINS.get(entry.spec.name, ()))
+    optional = [role if role != "*" else "third" for role in entry.spec.optional]
+    for roles in ([*entry.spec.teachers], [*entry.spec.teachers, *optional]):
+        check_strategy(strategy(config), roles, learning=TRAINS.get(entry.spec.name, ()))
 
 
 @pytest.mark.parametrize("entry", [*entries("teacher"), *entries("student")])
