@@ -117,8 +117,8 @@ class Tower:
     def pooled(self, x: Tensor, ids: Tensor) -> Tensor:
         """(C, L, d) tokens of padded sentences (C, L) -> (C, d)."""
         if self.summary is None and self.pool in ("argmax", "eos"):
-            at = [self.end(row) for row in ids.tolist()]
-            return x[torch.arange(len(x)), at]
+            at = ids.argmax(-1) if self.pool == "argmax" else (ids == self.eos).int().argmax(-1)
+            return x[torch.arange(len(x), device=x.device), at]
         return x[:, 0] if self.summary is None and self.pool == "first" else x[:, -1]
 
     def project(self, x: Tensor) -> Tensor:

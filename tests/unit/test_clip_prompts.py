@@ -517,6 +517,14 @@ def test_maple_has_the_size_it_is_known_for():
     assert sum(p.numel() for p in made.learned().values()) == 3_555_072  # 3.55 M in the paper
 
 
+@pytest.mark.parametrize("tower", ["clip", "not causal", "coca"])
+def test_plans_need_no_weights(tmp_path, tower):
+    source = Parts(tmp_path, TEXT_TOWERS[tower]).source
+    settings_ = {"text": {"depth": 2}, "visual": {"tokens": 0}, "pixels": {"form": "frame", "width": 2}}
+    made = ClipPrompts.from_config(configs.Prompts.model_validate({**source, **settings_}), weights=False)
+    assert made.predict(torch.rand(2, 3, 40, 40, device="meta"), made.prepare(CLASSES)).shape == (2, 6)
+
+
 def test_class_specific_contexts_at_full_size():
     text = {"tokens": 16, "depth": 1, "init": "", "per_class": True}
     config = configs.Prompts.model_validate({"model": "ViT-B-32", "text": text, "visual": {"tokens": 0}})
