@@ -5,7 +5,8 @@
 - Loading is strict both ways, and refuses newer formats, damaged and cut-off files, pickles, other base weights, and
   missing ones, each with the file, the reason, and what to do; nothing becomes random weights.
 - A missing plugin is named with the command that installs it; a single file is asked for.
-- A learning teacher is stored as `teacher.ROLE.*`.
+- A learning teacher is stored as `teacher.ROLE.*`. Whatever the order of classes that a checkpoint was trained with, as
+  a teacher it speaks of the run's classes in the run's order, contexts of their own included.
 - Writing is atomic: a failed write leaves what was there.
 - `advdistill.load` gives a module from pixels in [0, 1] to logits that attack libraries can use, move and cast.
 """
@@ -30,6 +31,7 @@ from advdistill import ClassSet
 from advdistill.engine import checkpoint
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.examine import Examiner
+from advdistill.engine.step import Participant
 from advdistill.errors import DataError, PluginError, RunError, UsageError
 from advdistill.testing import ToyConfig, ToyModel
 from advdistill.testing.toy import CLASSES
@@ -109,6 +111,26 @@ def test_a_learning_teacher_is_stored_under_its_role(made: Path) -> None:
     names = run_parts.tensors(made / "run").keys()
     assert {name for name in names if name.startswith("teacher.")} == {"teacher.clean.gain", "teacher.clean.context"}
     assert all(name.startswith(("visual.lora.", "teacher.clean.")) for name in names)
+
+
+@pytest.mark.parametrize("student", ["shared", "per class"])
+def test_a_teacher_speaks_of_the_runs_classes(student: str, folder: Path, tmp_path: Path) -> None:
+    file = folder / "last.safetensors"
+    if student == "per class":
+        text = {"tokens": 1, "depth": 1, "init": "", "per_class": True}
+        block = {"use": "clip-prompts", "text": text, "visual": {"tokens": 0}, **Parts(tmp_path, TINY).source}
+        run_parts.train(run_parts.recipe(tmp_path, "own", student=block, optim={"lr": 0.5}))
+        file = tmp_path / "own" / "last.safetensors"
+    before = Participant(open_checkpoint(file).model, CLASSES).logits(images())
+
+    def turned(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        facts["classes"] = facts["classes"][::-1]
+        if "text.prompts" in tensors:
+            tensors["text.prompts"] = tensors["text.prompts"].flip(1).contiguous()
+
+    opened = open_checkpoint(rewrite(file, turned))
+    assert opened.classes.names == CLASSES.names[::-1]
+    torch.testing.assert_close(Participant(opened.model, CLASSES).logits(images()), before, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
