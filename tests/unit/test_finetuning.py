@@ -232,6 +232,11 @@ STILL = {"use": "pgd", "steps": 2, "random_start": False}
             "student.text.tokens lets them learn",
         ),
         (
+            {"strategy": {"use": "tecoa"}, "student": {"use": "clip-lora", **CLIP, "towers": ["visual", "text"]}},
+            "student.towers lets them learn",
+        ),
+        ({"strategy": {"use": "tecoa"}, "student": {"use": "clip-moapt", **CLIP}}, "student.prompts lets them learn"),
+        (
             {"strategy": {"use": "fare"}, "teachers": ORIGINAL, "student": {**VISUAL, "tower": "all"}},
             "what student.tower asks for would not learn",
         ),

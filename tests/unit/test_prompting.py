@@ -250,10 +250,14 @@ def test_a_recipe_that_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[
     [
         ("apt", TEXT | NO_VISUAL),
         ("adv-vp", NO_TEXT | VISUAL),
+        ("adv-vp", NO_TEXT | NO_VISUAL | {"pixels": {"form": "frame"}}),
         ("adv-vlp", TEXT | VISUAL),
+        ("adv-maple", {"text": {"tokens": 2, "depth": 2}, "visual": {"tokens": 2, "depth": 2},
+                       "coupling": "text-to-visual"}),
+        ("moapt", {"use": "clip-moapt"}),
         ("fap", TEXT | VISUAL),
     ],
-)
+)  # fmt: skip
 def test_the_students_that_make_methods_are_taken(tmp_path: Path, method: str, student: dict[str, Any]) -> None:
     made = run_parts.recipe(
         tmp_path, strategy={"use": method}, student={**PROMPTS, **student}, attack={"use": "pgd", "steps": 2}
