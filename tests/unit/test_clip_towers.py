@@ -300,7 +300,9 @@ def test_what_learned_comes_back_and_the_base_stays(made, kind):
         assert one.base.model is teacher.model and one.undefended().model is teacher.model
         back = ClassSet(CLASSES.names[::-1], CLASSES.templates)
         torch.testing.assert_close(one.predict(x, one.prepare(back)).flip(1), changed, atol=1e-4, rtol=1e-4)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.model.state_dict().items())
+    for name, tensor in teacher.model.state_dict().items():
+        # open_clip leaves one weight of CoCa's decoder as the memory was: it may be no number.
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
     assert not any(p.requires_grad or p.grad is not None for p in teacher.model.parameters())
     assert not any(hooks(module) for module in teacher.model.modules())
 
