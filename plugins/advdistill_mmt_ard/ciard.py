@@ -48,9 +48,9 @@ class CIARD(Strategy):
         terms = {role: Term(lessons[role], shares[role]) for role in ROLES}
         if self.config.push:
             terms["push"] = self.push(s.teacher("clean")(adversarial), s.student(adversarial), s.labels, lessons)
+        shown = {f"share/{name}": torch.as_tensor(term.weight) for name, term in terms.items()}
         if s.learns("robust") and s.clock.progress >= self.config.teacher_start:
             terms["teacher"] = Term(cross_entropy(looks["robust"], s.labels))
-        shown = {f"share/{role}": torch.as_tensor(share) for role, share in shares.items()}
         return Losses({**shown, **self.balance.report(looks)}, **terms)
 
     def push(self, misled: Output, student: Output, labels: Tensor, lessons: Mapping[str, Tensor]) -> Term:
@@ -65,10 +65,11 @@ class CIARD(Strategy):
         if self.config.push_cap is not None:
             distance = distance.clamp_max(self.config.push_cap)
         distance = distance * wrong
-        per_wrong = len(labels) / wrong.sum().clamp_min(1).to(distance.dtype)
+        count = wrong.sum().to(distance.dtype)
+        per_wrong = len(labels) / count.clamp_min(1)
         order = torch.stack([magnitude(lesson.mean()) for lesson in lessons.values()]).amin()
         matched = 10 ** (order - magnitude(distance.mean() * per_wrong))
-        return Term(distance, -self.config.push * matched * per_wrong)
+        return Term(distance, -self.config.push * matched * per_wrong * (count > 0))
 
     def updated(self, means: Mapping[str, float], clock: Clock) -> None:
         self.balance.updated(means, clock)

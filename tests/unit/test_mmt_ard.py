@@ -461,6 +461,7 @@ def test_ciards_push(small: float) -> None:
     right = s.table["clean", "adversarial"].logits.argmax(1) == s.labels
     assert (losses.weighted("push")[right] == 0).all()
     assert losses.terms["robust"].weight == losses.terms["clean"].weight == 1.0
+    assert losses.report["share/push"].item() == pytest.approx(-scale * len(right) / (~right).sum().item())
     assert set(losses.terms) == {"robust", "clean", "push"}
     least = CIARD(CIARDConfig(push_cap=0.1))
     least.balance.prepare(("robust", "clean"), CPU)
@@ -473,7 +474,8 @@ def test_nobody_is_pushed_where_the_clean_teacher_is_right() -> None:
     s.table["clean", "adversarial"].logits[rows, s.labels] = 100.0
     strategy = CIARD(CIARDConfig())
     strategy.balance.prepare(("robust", "clean"), CPU)
-    assert (strategy.step(s).weighted("push") == 0).all()
+    losses = strategy.step(s)
+    assert (losses.weighted("push") == 0).all() and losses.report["share/push"] == 0
 
 
 def test_without_push_the_clean_teacher_sees_no_adversarial_image() -> None:
