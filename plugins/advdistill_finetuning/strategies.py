@@ -123,20 +123,21 @@ class HPTGPD(Strategy):
     """What fools the student does not fool a CLIP of another architecture, which can therefore teach it (arXiv
     2601.12865; the released code's loss lines are commented out, so the stages are inferred).
 
-        warm-up:  L = KL(T(x) || S(x)),  with the proxy for T where there is no original
-        after it: x' = argmax CE(S(x'), y);  L = KL(T_proxy(x') || S(x')) + w CE(S(x'), y)
+        x' = argmax CE(S(x'), y)
+        L  = KL(T(x) || S(x'))                               in the warm-up; the proxy for T where there is no original
+             KL(T_proxy(x') || S(x')) + w CE(S(x'), y)       after it
 
     `accuracy/proxy` shows how far its premise holds: the share of adversarial images that the proxy gets right.
     """
 
     def step(self, s: Step) -> Losses:
         config = self.config
+        adversarial = attack_labels(s)
+        student = s.student(adversarial)
         warmup = config.warmup * s.clock.steps if config.warmup < 1 else config.warmup
         if s.clock.step < int(warmup):
             anchor = s.teacher("original" if "original" in s.roles else "proxy")
-            return Losses(anchor=kl(anchor(s.images), s.student(s.images)))
-        adversarial = attack_labels(s)
-        student = s.student(adversarial)
+            return Losses(anchor=kl(anchor(s.images), student))
         proxy = s.teacher("proxy")(adversarial if config.view == "adversarial" else s.images)
         terms = {"proxy": Term(kl(proxy, student))}
         if config.ce_weight:

@@ -112,7 +112,7 @@ def test_an_unknown_command(cli: Cli) -> None:
         (["recipe", "shwo"], "No such command"),
         (["recipe", "list", "--jsn"], "No such option"),
         (["recipe", "show", "quickstart", "steps"], "'steps' is not an override"),
-        (["inspect"], "Missing argument"),
+        (["inspect"], "what shall be inspected?"),
     ],
 )
 def test_wrong_usage_is_2(cli: Cli, words: list[str], message: str) -> None:

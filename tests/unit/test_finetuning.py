@@ -6,7 +6,7 @@
 - FARE's attack and loss ignore labels, and compare features that are not normalised; other widths are refused;
 - PMG-AFT's KLs are between logits at each model's own scale; a weight of 0 asks nobody;
 - AGFT without its temperatures is KL(T(x) || S(x'));
-- HPT-GPD warms up without an attack, on the original or without one on the proxy, for as long as it is told;
+- HPT-GPD warms up towards what the original, or without one the proxy, says of clean images, for as long as it is told;
 - a recipe with a text tower that learns, an original that trains, or an attack that starts where the objective is flat
   is refused before anything is built.
 """
@@ -200,12 +200,11 @@ def test_hpt_gpd_teaches_by_proxy() -> None:
 
 
 @pytest.mark.parametrize("roles", [("proxy", "original"), ("proxy",)])
-def test_hpt_gpd_warms_up_on_clean_images(roles: tuple[str, ...]) -> None:
+def test_hpt_gpd_warms_up_towards_clean_views(roles: tuple[str, ...]) -> None:
     scene = Scene(*roles)
-    anchor = kl(scene.logits(roles[-1], scene.images), scene.logits("student", scene.images))
     losses = scene.losses(HPTGPD(HPTGPDConfig()))
+    anchor = kl(scene.logits(roles[-1], scene.images), scene.logits("student", scene.adversarial))
     torch.testing.assert_close(losses.total(), anchor)
-    assert not hasattr(scene.attack, "climbed")
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.0, 0), (0.2, 2), (1, 1), (7, 7)])
