@@ -1,8 +1,8 @@
 """Settings of APD. The paper's values are not public: every default is inferred.
 
-Which teacher it is belongs to the recipe: a block that is the student's twin, that starts elsewhere (`init_seed`) or has
-another backbone; `train: true` (online), frozen (offline), or `ema` (the student's own average); its learning rate is
-`optim.groups.clean.lr`.
+Which teacher it is belongs to the recipe: a block that is the student's twin, that starts elsewhere (`init_seed`), or
+that has another backbone; `train: true` (online), frozen (offline), or `ema` (the student's own average); its learning
+rate is `optim.groups.clean.lr`.
 """
 
 from __future__ import annotations
