@@ -24,6 +24,11 @@ def mmt_ard(config: Any, recipe: Any) -> Problems:
     teaching = [role for role in roles if config.weight(role)]
     if not teaching:
         yield "", "every teacher's weight is 0: nobody teaches"
+    elif not config.consistency and all(config.student_view(role) == "clean" for role in teaching):
+        yield "", (
+            "the student would see clean images alone: nobody who teaches compares it on adversarial ones; "
+            "set student_views, as in student_views: {clean: adversarial}"
+        )
     if config.gate != "teachers":
         if config.level not in ("contrastive", "logits-embedding"):
             yield "gate", f"level {config.level!r} has one modality; take contrastive or logits-embedding"

@@ -515,6 +515,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"weights": {"clean": 2}}, {}, "is written clean_weight"),
     ({"objective_teacher": "third"}, {}, "strategy.objective_teacher: there is no teacher in this role"),
     ({"clean_weight": 0, "robust_weight": 0}, {}, "nobody teaches"),
+    ({"robust_weight": 0}, {}, "would see clean images alone"),
+    ({"views": {"robust": "clean"}}, {}, "would see clean images alone"),
     ({"gate": "modalities"}, {}, "has one modality"),
     ({"gate": "both", "level": "contrastive", "weighting": "cosine"}, {}, "cannot weigh modalities"),
     ({"level": "embedding", "weighting": "entropy-temperature"}, {}, "features have no temperature"),
