@@ -96,6 +96,7 @@ class StrategySpec(Spec):
     Attributes:
         teachers: role -> what the teacher in that role is for; all are required.
         optional: the same for teachers that a recipe may leave out; the role `"*"` stands for any further name.
+        trains: roles whose teachers its losses train, where a recipe says `train: true`.
         attack: what it asks of the attack: `"objective"` (it brings its own), `"labels"` (cross-entropy
             would do, so label-driven attacks serve too), or None (it does not attack).
     """
@@ -103,12 +104,16 @@ class StrategySpec(Spec):
     kind: ClassVar[str] = "strategy"
     teachers: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    trains: frozenset[str] | set[str] = field(default=frozenset())
     attack: str | None = "objective"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.attack not in ("objective", "labels", None):
             raise ValueError(f"{self.name}: attack {self.attack!r} must be 'objective', 'labels' or None")
+        object.__setattr__(self, "trains", frozenset(self.trains))
+        if strange := self.trains - self.teachers.keys() - self.optional.keys():
+            raise ValueError(f"{self.name}: it trains {sorted(strange)}, which are none of its roles")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,6 +209,10 @@ class Check:
                 close = did_you_mean(role, known_roles)
                 message = f"strategy {spec.name!r} has no such role (its roles: {known}){close}"
                 self.fail(("teachers", role), message, key=True)
+        for path, block in self.blocks.items():
+            if isinstance(block, TeacherBlock) and block.train and path[1] not in spec.trains:
+                message = f"strategy {spec.name!r} has no loss that would train the {path[1]} teacher"
+                self.fail((*path, "train"), message, hint="Drop it; the teacher stays as it is.")
         attack = self.root.at(("attack",))
         if spec.attack and (attack is None or attack.value is None):
             self.fail(

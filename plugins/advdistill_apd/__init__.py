@@ -15,6 +15,7 @@ def advdistill_strategies() -> Iterator[StrategySpec]:
         config="advdistill_apd.configs:APD",
         check="advdistill_apd.configs:check",
         teachers={"clean": "sees clean images; learns alongside (online) or is frozen (offline)"},
+        trains={"clean"},
         attack="labels",
         summary="Adversarial Prompt Distillation: a clean teacher and a robust student learn from each other",
         reference="https://arxiv.org/abs/2411.15244",

@@ -20,18 +20,10 @@ def trades(config: Any, recipe: Any) -> Problems:
 
 
 def fare(config: Any, recipe: Any) -> Problems:
-    """The text tower stays; the original does; the attack leaves the clean image."""
-    yield from original_stays(config, recipe)
+    """The text tower stays; the attack leaves the clean image."""
     yield from _starts_apart(recipe, "the distance from the clean feature")
     if learning := _text(recipe.student.config):
         yield "use", f"FARE never looks at class features, so what {learning} asks for would not learn"
-
-
-def original_stays(config: Any, recipe: Any) -> Problems:
-    """The model before fine-tuning is what it was."""
-    teacher = recipe.teachers.get("original")
-    if teacher is not None and teacher.train:
-        yield "use", "the original model is what the student is held to; drop teachers.original.train"
 
 
 def _text(student: Any) -> str:

@@ -25,9 +25,12 @@ def mmt_ard(config: Any, recipe: Any) -> Problems:
     if not teaching:
         yield "", "every teacher's weight is 0: nobody teaches"
     elif not config.consistency and all(config.student_view(role) == "clean" for role in teaching):
-        yield "", (
-            "the student would see clean images alone: nobody who teaches compares it on adversarial ones; "
-            "set student_views, as in student_views: {clean: adversarial}"
+        yield (
+            "",
+            (
+                "the student would see clean images alone: nobody who teaches compares it on adversarial ones; "
+                "set student_views, as in student_views: {clean: adversarial}"
+            ),
         )
     if config.gate != "teachers":
         if config.level not in ("contrastive", "logits-embedding"):
@@ -38,20 +41,3 @@ def mmt_ard(config: Any, recipe: Any) -> Problems:
         yield "weighting", "features have no temperature; take another level or relative-loss"
     if config.weighting == "saad" and all(config.view(role) == "clean" for role in teaching):
         yield "weighting", "'saad' goes by what a teacher says of adversarial images, but nobody who teaches sees them"
-    yield from frozen_teachers(config, recipe)
-
-
-def frozen_teachers(config: Any, recipe: Any) -> Problems:
-    """Complain about a teacher that is to train where no loss is meant for it."""
-    yield from _frozen(recipe, recipe.teachers)
-
-
-def frozen_clean_teacher(config: Any, recipe: Any) -> Problems:
-    """The same where only the robust teacher may train."""
-    yield from _frozen(recipe, ["clean"])
-
-
-def _frozen(recipe: Any, roles: Any) -> Problems:
-    for role in roles:
-        if recipe.teachers[role].train:
-            yield "", f"{recipe.strategy.use!r} has no loss for the {role} teacher; drop teachers.{role}.train"

@@ -77,9 +77,7 @@ def fap(config: Any, recipe: Any) -> Problems:
 
 
 def capt(config: Any, recipe: Any) -> Problems:
-    """The original stays; the attack leaves the clean image."""
-    if recipe.teachers["original"].train:
-        yield "use", "the original model is what the student is held to; drop teachers.original.train"
+    """The attack leaves the clean image, where it would find no gradient."""
     if config.objective == "kl":
         yield from fap(config, recipe)
 

@@ -56,8 +56,6 @@ MADE = {
     "clip-moapt": {**CLIP, "prompts": 2},
 }
 RADIUS = {"ta-onepixel": {**RADII, "l0": 6.0}, "ta-square": {**RADII, "linf": 16 / 255}}
-TRAINS = {"apd": {"clean"}, "ciard": {"robust"}}
-"""Strategy -> teacher roles that its losses train where a recipe lets them."""
 
 
 def entries(kind):
@@ -88,7 +86,7 @@ def test_strategies(entry):
     strategy, config = build(entry)
     optional = [role if role != "*" else "third" for role in entry.spec.optional]
     for roles in ([*entry.spec.teachers], [*entry.spec.teachers, *optional]):
-        check_strategy(strategy(config), roles, learning=TRAINS.get(entry.spec.name, ()))
+        check_strategy(strategy(config), roles, learning=entry.spec.trains)
 
 
 @pytest.mark.parametrize("entry", [*entries("teacher"), *entries("student")])

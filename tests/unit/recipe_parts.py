@@ -56,7 +56,9 @@ def registry() -> Registry:
         StudentSpec(name="tower", target=target, config=Tower),
         StudentSpec(name="other", target=target, config=Tower),
         TeacherSpec(name="frozen", target=target, config=Tower),
-        StrategySpec(name="mix", target=target, config=Mix, check=hot, teachers={"clean": "an accurate one"}),
+        StrategySpec(
+            name="mix", target=target, config=Mix, check=hot, teachers={"clean": "an accurate one"}, trains={"clean"}
+        ),
         StrategySpec(name="guided", target=target, teachers={"clean": "an accurate one"}, optional={"guide": "a hint"}),
         StrategySpec(name="many", target=target, teachers={"clean": "an accurate one"}, optional={"*": "more"}),
         StrategySpec(name="plain", target=target, attack=None),

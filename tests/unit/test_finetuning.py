@@ -242,10 +242,6 @@ STILL = {"use": "pgd", "steps": 2, "random_start": False}
         ({"strategy": {"use": "fare"}, "teachers": ORIGINAL, "attack": STILL}, "no gradient at the clean image"),
         ({"strategy": {"use": "trades"}, "attack": STILL}, "no gradient at the clean image"),
         ({"strategy": {"use": "trades", "beta": 0}}, "greater than 0"),
-        (
-            {"strategy": {"use": "pmg-aft"}, "teachers": {"original": {**ORIGINAL["original"], "train": True}}},
-            r"drop teachers\.original\.train",
-        ),
         ({"strategy": {"use": "agft"}}, "needs a teacher in this role"),
         ({"strategy": {"use": "hpt-gpd"}, "teachers": ORIGINAL}, "another architecture"),
     ],

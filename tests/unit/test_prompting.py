@@ -233,11 +233,6 @@ STILL = {"use": "pgd", "steps": 2, "random_start": False}
             {"strategy": {"use": "capt", "objective": "kl"}, "student": PROMPTS, "teachers": ORIGINAL, "attack": STILL},
             "no gradient at the clean image",
         ),
-        (
-            {"strategy": {"use": "capt"}, "student": PROMPTS,
-             "teachers": {"original": {**ORIGINAL["original"], "train": True}}},
-            r"drop teachers\.original\.train",
-        ),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

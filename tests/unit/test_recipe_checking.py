@@ -148,6 +148,10 @@ r.yaml:12:1: sede: unknown key; did you mean 'seed'?
             ["strategy.use=many", "teachers={clean: null, a: {use: frozen, model: x}}"],
             "teachers.clean: strategy 'many' needs",
         ),
+        (
+            ["strategy.use=many", "teachers.more={use: frozen, model: x, train: true}"],
+            "teachers.more.train: strategy 'many' has no loss that would train the more teacher",
+        ),
         (["teachers.clean.ema=1"], "teachers.clean.ema: must be less than 1, not 1"),
         (["teachers.clean={ema: 0.9, train: true}"], "teachers.clean: a teacher that follows the student"),
         (["optim.groups.clean.lr=1"], "optim.groups.clean: this teacher does not train"),

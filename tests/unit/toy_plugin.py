@@ -87,5 +87,11 @@ def advdistill_attacks() -> Iterator[AttackSpec]:
 
 @hookimpl
 def advdistill_strategies() -> Iterator[StrategySpec]:
-    yield StrategySpec(name="drifting", target=Drifting, teachers={"clean": "sees clean images"}, attack="labels")
+    yield StrategySpec(
+        name="drifting",
+        target=Drifting,
+        teachers={"clean": "sees clean images"},
+        trains={"clean"},
+        attack="labels",
+    )
     yield StrategySpec(name="poisoned", target=Poisoned, config=Poison, attack=None)
