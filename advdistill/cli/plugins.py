@@ -165,6 +165,9 @@ def _type(schema: dict[str, Any]) -> str:
     return " ".join([text, *(f"{sign} {schema[key]:g}" for key, sign in limits if key in schema)])
 
 
+_ROLES = {"teachers": "teacher", "optional": "optional teacher"}
+
+
 def _print(facts: dict[str, Any]) -> None:
     origin = facts["file"] or f"{facts['plugin']} ({facts['dist']} {facts['version']})"
     typer.echo(f"{facts['kind']} {facts['name']}: {facts['summary']}".rstrip(": "))
@@ -173,8 +176,8 @@ def _print(facts: dict[str, Any]) -> None:
             continue
         if isinstance(value, dict):
             for role, text in value.items():
-                typer.echo(f"  {key.removesuffix('s')} {role}: {text}")
-        elif value not in ("", None, False):
+                typer.echo(f"  {_ROLES[key]} {role}: {text}")
+        elif value not in ("", None, False, []):
             shown = ", ".join(value) if isinstance(value, list) else "yes" if value is True else value
             typer.echo(f"  {key}: {shown}")
     typer.echo(f"  from: {origin}")
