@@ -6,7 +6,8 @@ dict for the clean teacher, a folder as the hub has it for the robust one (promp
 Guarantees:
 - two steps of each recipe run, as it is but for the weights' places, the batch, and what is measured: at 224 pixels,
   at full width and depth, with the recipe's attack steps;
-- what learns is counted exactly: the whole tower, 884,736 of LoRA, 23,040 of 2 + 2 prompts in 9 blocks;
+- what learns is counted exactly: the whole tower, 884,736 of LoRA, 23,040 of 2 + 2 prompts in 9 blocks, coupled and
+  text prompts; a ResNet's tower, whose batch statistics stay;
 - losses are finite, what learns has changed, and the frozen models have not, bit for bit;
 - `advdistill attack` and `advdistill.load` rebuild the student from its file alone, and agree with the run on what it
   withstands; an undefended model is attacked by name and file.
@@ -68,7 +69,6 @@ class Scene:
     photos: Path
     data: dict[str, Any]
     sources: dict[str, dict[str, str]]
-    visual_size: int
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,7 @@ def scene() -> Iterator[Scene]:
         classes = {path.name: sorted(path.iterdir()) for path in sorted(photos.iterdir())}
         root, names = imagenet_tree(folder / "imagenet", classes, test=TEST)
         data = {"root": str(root), "classnames": str(names), "val_per_class": 1}
-        sources, visual_size = weights(folder)
-        yield Scene(folder, photos, data, sources, visual_size)
+        yield Scene(folder, photos, data, weights(folder))
 
 
 def extract(to: Path) -> Path:
@@ -100,8 +99,8 @@ def extract(to: Path) -> Path:
     return to
 
 
-def weights(folder: Path) -> tuple[dict[str, dict[str, str]], int]:
-    """A random ViT-B/32, stored three ways, and the number of parameters of its visual tower."""
+def weights(folder: Path) -> dict[str, dict[str, str]]:
+    """A random ViT-B/32, stored three ways."""
     config = open_clip.get_model_config(MODEL)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -112,12 +111,11 @@ def weights(folder: Path) -> tuple[dict[str, dict[str, str]], int]:
     hub.mkdir()
     (hub / "open_clip_model.safetensors").hardlink_to(folder / "weights.safetensors")
     (hub / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    sources = {
+    return {
         "student": {"model": MODEL, "weights": str(folder / "weights.safetensors")},
         "clean": {"model": MODEL, "weights": str(folder / "weights.pt")},
         "robust": {"model": f"local-dir:{hub}", "weights": ""},
     }
-    return sources, sum(parameter.numel() for parameter in model.visual.parameters())
 
 
 def digest(model: nn.Module) -> str:
@@ -141,8 +139,18 @@ def command(*words: object) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["mmt_ard_vitb32", "mmt_ard_vitb32_lora", "apd_vitb16"])
-def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+LEARNED = {
+    "mmt_ard_vitb32": 87_849_216,
+    "mmt_ard_vitb32_lora": 884_736,
+    "mmt_ard_rn50": 38_316_896,
+    "apd_vitb16": 23_040,
+    "fap_vitb32": 3_557_120,
+    "apt_vitb32": 8_192,
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), LEARNED.items())
+def test_two_steps_at_full_size(name: str, expected: int, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "SHOWN", 2)
     tree = load_recipe(name).tree
     shorten(tree, scene.folder, batch=2, samples=2, attack_steps=2)
@@ -151,7 +159,10 @@ def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.Mon
     twins = tree["strategy"]["use"] == "apd"
     for role, block in {"student": tree["student"], **tree["teachers"]}.items():
         block |= scene.sources["student" if twins else role]
-    assert len(list(models(tree))) == (2 if twins else 3)
+    if name == "mmt_ard_rn50":
+        tree["student"] |= {"model": "RN50-quickgelu", "weights": "random"}
+    taught = {"apd": 1, "mmt-ard": 2}.get(tree["strategy"]["use"], 0)
+    assert len(list(models(tree))) == 1 + taught
     recipe = reload(tree, scene.folder)
     events: list[Any] = []
 
@@ -164,10 +175,9 @@ def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.Mon
         sizes = build.count(learners)
         (student, *_) = [row for row in run.go() if row.subject == "student"]
 
-    expected = {"clip-tune": scene.visual_size, "clip-lora": 884_736, "clip-prompts": 23_040}[recipe.student.use]
     assert {role: learns for role, (learns, _) in sizes.items()} == dict.fromkeys(learners, expected)
     assert set(learners) == ({"student", "clean"} if twins else {"student"})
-    assert len(frozen) == (1 if twins else 3)
+    assert len(frozen) == (1 if twins else 1 + taught)
     losses = [event.losses for event in events if isinstance(event, advdistill.StepDone)]
     assert len(losses) == 2 and all(math.isfinite(value) for step in losses for value in step.values())
     assert {key: digest(model) for key, model in frozen.items()} == before
@@ -178,7 +188,9 @@ def test_two_steps_at_full_size(name: str, scene: Scene, monkeypatch: pytest.Mon
 
     checkpoint = folder.path / "last.safetensors"
     own = {n: t for n, t in load_file(checkpoint).items() if not n.startswith("teacher.")}
-    assert sum(tensor.numel() for tensor in own.values()) == expected
+    statistics = sum(tensor.numel() for n, tensor in own.items() if "running_" in n or "num_batches" in n)
+    assert sum(tensor.numel() for tensor in own.values()) == expected + statistics
+    assert bool(statistics) == (name == "mmt_ard_rn50")
     del run, learners, frozen
     again = command("attack", "--model", checkpoint)
     assert again["protocols"]["clean"] == student.to_json()["protocols"]["clean"]

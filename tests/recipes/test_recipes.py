@@ -3,6 +3,7 @@
 Guarantees:
 - every recipe on disk can be named, 64 in all, and is valid as it stands, without a warning;
 - every file of a package that a recipe names is shipped;
+- those for the largest models learn as many parameters as they should, found on the meta device without weights;
 - each takes two steps: with tiny models where it names large ones, and a made-up ImageNet where it wants the real one,
   all else as it stands; losses are finite, something was learned, and every protocol has its column.
 """
@@ -66,6 +67,23 @@ def test_the_files_that_recipes_name_are_there() -> None:
     named = {name for path in ON_DISK for name in shipped(load_recipe(path).tree)}
     assert {name for name in named if not resource(name).is_file()} == set()
     assert len(named) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [
+        ("apd_vitl14", {"student": 32_256, "clean": 32_256}),
+        ("clean_vitl14", {"student": 303_966_208}),
+        ("tecoa_vitl14", {"student": 303_966_208}),
+        ("mmt_ard_rn101", {"student": 56_259_936}),
+    ],
+)
+def test_what_the_largest_learn(name: str, learns: dict[str, int]) -> None:
+    recipe = load_recipe(name)
+    models = {"student": recipe.student, **{r: block for r, block in recipe.teachers.items() if block.train}}
+    found = {role: build.model(default_registry(), block, weights=False) for role, block in models.items()}
+    assert {role: sum(t.numel() for t in model.learned().values() if isinstance(t, torch.nn.Parameter))
+            for role, model in found.items()} == learns  # fmt: skip
 
 
 def shrink(tree: dict[str, Any], imagenet: dict[str, Any]) -> None:
