@@ -5,6 +5,7 @@ Guarantees:
   says the same;
 - `show` prints what a component is and every setting with type, default and meaning, for every kind there is;
 - `inspect` tells a checkpoint from its head, as text and JSON, without torch; a file that is none is 5.
+- `inspect --model` tells what can be learned in a model and why not the rest, without weights; an unknown one is 5.
 """
 
 from __future__ import annotations
@@ -216,3 +217,21 @@ def test_inspect_of_something_else(cli: Cli, content: bytes | None, message: str
     said = cli("inspect", "c.safetensors")
     assert (said.code, said.out) == (5, "")
     assert message in said.err
+
+
+def test_inspect_a_model(cli: Cli) -> None:
+    said = cli("inspect", "--model", "RN50-quickgelu")
+    assert said.code == 0
+    head, _, *rows = said.out.splitlines()
+    assert head == "RN50-quickgelu: 102,007,137 parameters, 224 px, embeds into 1024"
+    told = {row[:22].strip(): row[24:].split(maxsplit=1) for row in rows[1:]}
+    assert told["text prompts"] == told["pixel prompts"] == told["tuning"] == ["yes"]
+    assert (
+        told["visual prompts"][0] == "no" and "ModifiedResNet has no plain row of tokens" in told["visual prompts"][1]
+    )
+    small = json.loads(cli("inspect", "--model", "advdistill_demo:small.json@", "--json").out)
+    assert (small["image_size"], small["width"]) == (32, 64)
+    assert {each["possible"] for each in small["takes"].values()} == {True}
+    assert cli("inspect", "--model", "ViT-Q-32").code == 5
+    both = cli("inspect", "c.safetensors", "--model", "RN50")
+    assert (both.code, both.out) == (2, "") and "what shall be inspected?" in both.err
