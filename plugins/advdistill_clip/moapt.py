@@ -33,6 +33,7 @@ class ClipMoapt(VisionLanguageModel):
     def __init__(self, base: Base, config: configs.Moapt) -> None:
         super().__init__()
         self.base, self.config = base, config
+        self.templates = tuple(config.templates)
         source = config.model_dump(include=set(configs.Base.model_fields))
         text = {"tokens": config.tokens, "depth": config.depth, "init": ""}
         self.prompted = nn.ModuleList(

@@ -30,6 +30,7 @@ class Clip(Factored):
         super().__init__()
         self.base = base
         self.config = config
+        self.templates = tuple(config.templates)
         self.model = base.model
         self.size = image_size(base)
         self.image_size = max(self.size)
@@ -74,7 +75,6 @@ class Clip(Factored):
     # The contract
 
     def prepare(self, classes: ClassSet) -> list[Sentences]:
-        classes = ClassSet(classes.names, tuple(self.config.templates) or classes.templates)
         tokenizer, context, own = self.base.tokenizer, self.base.context, self.contexts(classes.names)
         prepared = []
         for template in classes.templates:

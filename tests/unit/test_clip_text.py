@@ -5,7 +5,8 @@
   it; deep ones overwrite them), forward and backward, against an independent rendering over whole rows;
 - what all sentences begin with is encoded once, and nothing is padded;
 - no gradient is computed where nothing upstream learns;
-- `rows` selects classes; several templates are averaged as unit features;
+- `rows` selects classes; several templates are averaged as unit features; a model's own replace the data set's, and
+  who loads it may give others;
 - towers that are not causal, or not open_clip's own, take the plain way with the same features;
 - a sentence that does not fit, or a template whose name would be overwritten, is an error that says so.
 """
@@ -16,13 +17,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from advdistill_clip import configs, text
+from advdistill_clip.moapt import ClipMoapt
 from advdistill_clip.models import Clip
 from advdistill_clip.prompts import ClipPrompts
 from advdistill_clip.tokens import ByteTokenizer
 from clip_parts import COCA, TEXT, Parts, settings, shake
 from torch import Tensor
 
-from advdistill import ClassSet, DataError, UsageError
+from advdistill import ClassSet, DataError, UsageError, VisionLanguageModel
+from advdistill.engine.step import Participant
 
 NAMES = ("cat", "ox", "a long name", "cab", "Käse", "dog")
 TEMPLATE = "a photo of a {}."
@@ -195,9 +198,21 @@ def test_templates_are_averaged_as_unit_features(tmp_path):
     ]
     ours = clip.classifier(clip.prepare(ClassSet(NAMES, templates)))
     torch.testing.assert_close(ours, F.normalize(sum(singles), dim=-1), atol=2e-6, rtol=0)
-    own = Clip.from_config(configs.Clip(**parts.source, templates=["{}"]))
-    ours = own.classifier(own.prepare(ClassSet(NAMES, templates)))
-    torch.testing.assert_close(ours, singles[1], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("build", "settings_"), [(Clip, configs.Clip), (ClipMoapt, configs.Moapt)])
+def test_templates_of_its_own_are_the_hosts_to_replace(tmp_path, build, settings_):
+    source, classes = Parts(tmp_path, settings()).source, ClassSet(NAMES, (TEMPLATE,))
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def logits(model: VisionLanguageModel) -> Tensor:
+        return Participant(model, classes).logits(x).detach()
+
+    plain, own = build.from_config(settings_(**source)), build.from_config(settings_(**source, templates=["{}"]))
+    bare = plain.predict(x, plain.prepare(ClassSet(NAMES, ("{}",)))).detach()
+    assert torch.equal(logits(own), bare) and not torch.equal(logits(plain), bare)
+    own.templates = (TEMPLATE,)  # as one who loads it may
+    assert torch.equal(logits(own), logits(plain))
 
 
 def test_a_sentence_that_does_not_fit_is_named(tmp_path):
