@@ -71,7 +71,9 @@ class ClipTune(Clip):
                     norm.track_running_stats = True
 
     def learned(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.model.state_dict(keep_vars=True).items() if self._learns(name)}
+        """Whole parts, so that they serve as weights; constants in them are no parameters, and so never learn."""
+        state = self.model.state_dict(keep_vars=True)
+        return {n: t.detach() if n in self.base.fixed else t for n, t in state.items() if self._learns(n)}
 
 
 _TEXT_IN_THE_MODEL = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")

@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advdistill import ClassSet, UsageError
+from advdistill.engine.step import Participant
 
 CLASSES = ClassSet(("cat", "ox", "a long name", "dog"), ("a photo of a {}.",))
 
@@ -318,9 +319,22 @@ def test_tuned_towers_bear_open_clips_names(parts):
 
 
 def test_constants_of_a_tower_do_not_learn(tmp_path):
-    student = ClipTune.from_config(configs.Tune(**Parts(tmp_path, TOWERS["no first norm"]).source))
-    still = [name for name, tensor in student.learned().items() if not tensor.requires_grad]
-    assert still == ["visual.positional_embedding"]
+    parts = Parts(tmp_path, TOWERS["no first norm"])
+    for tower in ("visual", "all"):
+        student = ClipTune.from_config(configs.Tune(**parts.source, tower=tower))
+        before = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
+        taking_part = Participant(student, CLASSES, learns=True)
+        taking_part.logits(images()).square().sum().backward()
+        taking_part.settle()
+        torch.optim.SGD(taking_part.trainable.values(), lr=1e-4).step()
+        still = {name for name, tensor in student.model.state_dict().items() if torch.equal(tensor, before[name])}
+        assert {name for name in still if name.startswith("visual.")} == {"visual.positional_embedding"}
+        # What it stores serves as weights all the same.
+        save_file({name: tensor.detach() for name, tensor in student.learned().items()}, tmp_path / "tuned.safetensors")
+        source = {"model": str(parts.path), "weights": str(tmp_path / "tuned.safetensors")}
+        rest = {"text_weights": str(parts.weights)} if tower == "visual" else {}
+        again = Clip.from_config(configs.Clip(**source, **rest))
+        torch.testing.assert_close(again.features(images()), student.eval().features(images()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tower", ["visual", "all"])
