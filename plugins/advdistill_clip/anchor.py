@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from advdistill import UsageError
 from advdistill_clip import configs
 from advdistill_clip.loading import Base
 from advdistill_clip.models import Clip
@@ -32,12 +33,21 @@ class ClipAnchor(Clip):
     def __init__(self, base: Base, config: configs.Anchor) -> None:
         super().__init__(base, config)
         prompts_fit(self.visual)
-        ((block, self._path, weight),) = adaptable(self.model, "visual", ["out_proj"], "first-1")
+        self._reach = math.ceil(3 * config.sigma)
+        if self._reach >= min(self.size):
+            raise UsageError(
+                f"sigma is {config.sigma:g}: a filter that reaches {self._reach} pixels is wider than the image, "
+                f"{self.size[0]} x {self.size[1]}",
+                "lower it",
+            )
+        ((block, self._path, _),) = adaptable(self.model, "visual", ["out_proj"], "first-1")
         self._block = block.removeprefix("visual.")
-        named = dict(self.model.named_parameters())
-        self._weight = named[f"{block}.{weight}"]
-        self._bias = named.get(f"{block}.{weight}".removesuffix("weight") + "bias")
         self.anchor = nn.Parameter(self._response_to_white())
+
+    def _own(self, mixed: Tensor) -> Tensor:
+        """h: what the first attention says itself."""
+        out = self.visual.get_submodule(f"{self._block}.{self._path}")
+        return F.linear(mixed, out.weight, out.bias)
 
     @torch.no_grad()
     def _response_to_white(self) -> Tensor:
@@ -45,23 +55,24 @@ class ClipAnchor(Clip):
         heard: list[Tensor] = []
 
         def listen(mixed: Tensor) -> Tensor:
-            heard.append(F.linear(mixed, self._weight, self._bias)[0])
+            heard.append(self._own(mixed)[0])
             return torch.zeros_like(heard[-1])
 
         white = ((1 - self.mean) / self.std).expand(3, *self.size)[None]
+        # The tower may stand elsewhere than the text tower: a student that shares one of them took it along.
+        white = white.to(next(self.visual.parameters()).device)
         encode_pixels(self.visual, white, adapters={self._block: {self._path: listen}})
         return heard[0]
 
     def _drawn_to_anchor(self, mixed: Tensor) -> Tensor:
         """What turns h into (1 - mix) h + mix a when it is added to h."""
-        own = F.linear(mixed, self._weight, self._bias)
+        own = self._own(mixed)
         return self.config.mix * (self.anchor[: own.shape[-2]].to(own.dtype) - own)
 
     def look(self, pixels: Tensor) -> Tensor:
         if self.config.sigma:
-            reach = math.ceil(3 * self.config.sigma)
             with full_precision(pixels.device):
-                pixels = gaussian_blur(pixels, [2 * reach + 1] * 2, [self.config.sigma] * 2)
+                pixels = gaussian_blur(pixels, [2 * self._reach + 1] * 2, [self.config.sigma] * 2)
         return encode_pixels(self.visual, pixels, adapters={self._block: {self._path: self._drawn_to_anchor}})
 
     def learned(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ def _some_blocks(blocks: str) -> str:
     return blocks
 
 
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Blocks = Annotated[str, AfterValidator(_some_blocks)]
 
 
@@ -39,7 +40,7 @@ class Base(Config):
     text_weights: str = ""
     """Where all but the visual tower comes from (a tag or a file), if `weights` holds the visual tower alone."""
 
-    weights_seed: int = 0
+    weights_seed: Seed = 0
     """The draw of `weights: random`."""
 
     templates: list[Annotated[str, AfterValidator(_one_place)]] = Field(default_factory=list)
@@ -86,7 +87,7 @@ class PixelPrompts(Config):
     width: int = Field(30, ge=1)
     """How wide the border is, in pixels at the tower's size."""
 
-    std: float = Field(0.0, ge=0)
+    std: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Standard deviation of what they are drawn from; 0: they start by changing nothing."""
 
 
@@ -106,10 +107,10 @@ class Prompts(Base):
     """Whether prompts of one tower are learned linear maps of the other's, one map for each block: visual prompts of
     text prompts (MaPLe); or, but at the input, text prompts of visual prompts (FAP, whose input goes the other way)."""
 
-    std: float = Field(0.02, ge=0)
+    std: float = Field(0.02, ge=0, allow_inf_nan=False)
     """Standard deviation of the normal distribution that prompts are drawn from."""
 
-    init_seed: int = 0
+    init_seed: Seed = 0
     """The draw of the prompts."""
 
     @field_validator("coupling")
@@ -158,10 +159,10 @@ class Moapt(Base):
     hidden: int = Field(0, ge=0)
     """Width of the router's hidden layer; 0: a sixteenth of the image feature's, at least 16 (inferred)."""
 
-    std: float = Field(0.02, ge=0)
+    std: float = Field(0.02, ge=0, allow_inf_nan=False)
     """Standard deviation of the normal distribution that prompts are drawn from."""
 
-    init_seed: int = 0
+    init_seed: Seed = 0
     """The draw of prompts and router."""
 
 
@@ -174,7 +175,7 @@ class Lora(Base):
     rank: int = Field(16, ge=1)
     """Rank of each update."""
 
-    alpha: float = Field(16.0, gt=0)
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
     """Updates are scaled by alpha / rank."""
 
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -187,7 +188,7 @@ class Lora(Base):
     blocks: Blocks = "all"
     """Which blocks of each tower: all, first-K or last-K. In towers of convolutions a block is a stage, or the stem."""
 
-    init_seed: int = 0
+    init_seed: Seed = 0
     """The draw of the adapters."""
 
 
@@ -215,7 +216,7 @@ class Tune(Base):
 class Anchor(Base):
     """CLIP behind a low-pass filter, with an anchor in its first attention (R-Adapt)."""
 
-    sigma: float = Field(1.0, ge=0)
+    sigma: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Standard deviation of the Gaussian filter, in pixels of the tower's size; 0: none. (inferred)"""
 
     mix: float = Field(0.5, gt=0, lt=1)

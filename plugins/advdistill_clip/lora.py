@@ -64,7 +64,9 @@ class ClipLora(Clip):
                 name = f"{block}.{weight}"
                 if config.rank > min(weights[name].shape):
                     wide = " x ".join(map(str, weights[name].shape))
-                    raise UsageError(f"rank is {config.rank}, but {name} of {base.architecture.name} is {wide}")
+                    raise UsageError(
+                        f"rank is {config.rank}, but {name} of {base.architecture.name} is {wide}", "lower it"
+                    )
                 # A module's name cannot have dots.
                 key = f"{tower}/lora/{block.removeprefix(f'{tower}.')}/{path}".replace(".", "/")
                 self._places[key] = (block, path, name)

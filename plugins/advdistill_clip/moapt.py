@@ -36,18 +36,11 @@ class ClipMoapt(VisionLanguageModel):
         self.templates = tuple(config.templates)
         source = config.model_dump(include=set(configs.Base.model_fields))
         text = {"tokens": config.tokens, "depth": config.depth, "init": ""}
-        self.prompted = nn.ModuleList(
-            ClipPrompts(
-                base,
-                configs.Prompts(
-                    **source, text=text, visual={"tokens": 0}, std=config.std, init_seed=config.init_seed + k
-                ),
-            )
-            for k in range(config.prompts)
-        )
+        prompts = configs.Prompts(**source, text=text, visual={"tokens": 0}, std=config.std)
+        generator = torch.Generator().manual_seed(config.init_seed)
+        self.prompted = nn.ModuleList(ClipPrompts(base, prompts, generator) for _ in range(config.prompts))
         width, device = self.clip.width, self.clip.device
         hidden = config.hidden or max(width // 16, 16)
-        generator = torch.Generator().manual_seed(config.init_seed)
         self.router = nn.Sequential(
             linear(width, hidden, generator, device), nn.ReLU(), linear(hidden, config.prompts, generator, device)
         )
@@ -74,9 +67,7 @@ class ClipMoapt(VisionLanguageModel):
         each = torch.stack([model.classifier(classes) for model in self.prompted], dim=1)
         with full_precision(images.device):
             weights = self.weights(features)
-            mixed = torch.einsum(
-                "bk,bkc->bc", weights, torch.einsum("bd,ckd->bkc", F.normalize(features, dim=-1), each)
-            )
+            mixed = torch.einsum("bk,bkc->bc", weights, torch.einsum("bd,ckd->bkc", features, each))
             inner = torch.einsum("ckd,cld->ckl", each, each)
             square = torch.einsum("bk,ckl,bl->bc", weights, inner, weights)
             return self.clip.model.logit_scale.exp() * mixed / square.clamp_min(1e-12).sqrt()

@@ -24,30 +24,34 @@ class ClipPrompts(Clip):
     prompts from visual to text, but those at the input from text to visual. Text tokens are shared by all classes, or
     each class has its own; these are made by `bind`.
 
+    Args:
+        generator: what prompts are drawn from; None: one of their own, from `init_seed`.
+
     Raises:
         UsageError: a tower that cannot take prompts, more depth than blocks, a frame wider than the image.
     """
 
     config: configs.Prompts
 
-    def __init__(self, base: Base, config: configs.Prompts) -> None:
+    def __init__(self, base: Base, config: configs.Prompts, generator: torch.Generator | None = None) -> None:
         super().__init__(base, config)
         text, visual, coupling = config.text, config.visual, config.coupling
-        generator = torch.Generator().manual_seed(config.init_seed)
+        generator = generator or torch.Generator().manual_seed(config.init_seed)
         self.text: nn.Parameter | None = None
         self.vision: nn.Parameter | None = None
-        self.names: tuple[str, ...] = ()
+        self._contexts: dict[str, int] = {}
         # Of a coupled kind only the source is a parameter; how many blocks' worth of each is told here.
         if text.tokens:
             text_width = _fitting("text", text.depth, *text_prompts_fit(self.model))
             sources = 1 if coupling == "visual-to-text" else text.depth
             if not text.per_class:
-                self.text = self._start(self._draw((sources, text.tokens, text_width), generator))
+                self.text = self._start((sources, text.tokens, text_width), generator)
         if visual.tokens:
             width = _fitting("visual", visual.depth, *prompts_fit(self.model.visual))
             sources = {"none": visual.depth, "text-to-visual": 0, "visual-to-text": visual.depth - 1}[coupling]
             if sources:
-                self.vision = nn.Parameter(self._draw((sources, visual.tokens, width), generator))
+                device = next(self.model.visual.parameters()).device
+                self.vision = nn.Parameter(self._draw((sources, visual.tokens, width), generator).to(device))
         self.projections = nn.ModuleList()
         if coupling != "none":
             to_visual = linear(text_width, width, generator, self.device)
@@ -56,12 +60,19 @@ class ClipPrompts(Clip):
             deep = linear(*ways, generator, self.device)  # the public code starts the deeper ones as copies of one draw
             self.projections.extend([to_visual, *(deepcopy(deep) for _ in range(deeper))])
         self.pixels = self._draw_pixels(generator) if config.pixels.form != "none" else None
+        self._bind_seed = int(torch.randint(2**63 - 1, (), generator=generator))
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * self.config.std).to(self.device)
+        return torch.randn(*shape, generator=generator) * self.config.std
 
-    def _start(self, drawn: Tensor) -> nn.Parameter:
-        """Drawn text tokens (depth, ..., n, d), those at the input replaced by the phrase if there is one."""
+    def _start(self, shape: Sequence[int], generator: torch.Generator) -> nn.Parameter:
+        """Drawn text tokens (depth, ..., n, d), those at the input replaced by the phrase if there is one.
+
+        They stand where the text tower stands, which may be elsewhere than the rest of a base: a student that shares
+        the one but not the other took it along.
+        """
+        embedding = tower_of(self.model).embedding
+        drawn = self._draw(shape, generator).to(embedding.weight.device)
         tokens, init, tokenizer = self.config.text.tokens, self.config.text.init, self.base.tokenizer
         if init:
             ids = words(tokenizer, init)
@@ -71,7 +82,7 @@ class ClipPrompts(Clip):
                     "give a longer phrase, or an empty one to draw the tokens",
                 )
             if not drawn.is_meta:
-                drawn[0] = tower_of(self.model).embedding(torch.tensor(ids[:tokens], device=self.device)).detach()
+                drawn[0] = embedding(torch.tensor(ids[:tokens], device=drawn.device)).detach()
         return nn.Parameter(drawn)
 
     def _draw_pixels(self, generator: torch.Generator) -> nn.Parameter:
@@ -97,24 +108,24 @@ class ClipPrompts(Clip):
         text = self.config.text
         if not text.per_class:
             return
-        if not self.names:
-            self.names = classes.names
+        if not self._contexts:
+            self._contexts = {name: i for i, name in enumerate(classes.names)}
             width, _ = text_prompts_fit(self.model)
-            generator = torch.Generator().manual_seed(self.config.init_seed)
-            self.text = self._start(self._draw((text.depth, len(classes), text.tokens, width), generator))
+            generator = torch.Generator().manual_seed(self._bind_seed)
+            self.text = self._start((text.depth, len(classes), text.tokens, width), generator)
         self.contexts(classes.names)
 
     def contexts(self, names: Sequence[str]) -> Tensor | None:
         if not self.config.text.per_class:
             return None
-        if not self.names:
+        if not self._contexts:
             raise UsageError("text.per_class: the classes' contexts are not made yet", "call bind(classes) first")
-        if strange := [name for name in names if name not in self.names]:
+        if strange := [name for name in names if name not in self._contexts]:
             raise UsageError(
                 f"its contexts were learned for other classes: it has none for {', '.join(strange[:3])}",
                 "class-specific contexts do not transfer; train with text.per_class: false",
             )
-        return torch.tensor([self.names.index(name) for name in names], device=self.device)
+        return torch.tensor([self._contexts[name] for name in names], device=self.device)
 
     # The prompts of both towers, coupled or not
 

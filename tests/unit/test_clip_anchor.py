@@ -4,11 +4,14 @@
 - The first attention says (1 - mix) of its own and mix of the anchor, by a computation of its own; nothing else moves.
 - Without a filter and with an anchor that says what the attention says, nothing changes; the filter is a Gaussian.
 - The anchor alone learns, is a checkpoint's only tensor, and gets gradients; pixels do too. The base is not touched.
-- timm's towers take one; towers without tokens refuse it and say what to do.
+- timm's towers take one; towers without tokens refuse it and say what to do, and so does a filter wider
+  than the image.
+- It starts on the visual tower's own device.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import clip_parts
@@ -83,6 +86,23 @@ def test_the_anchor_alone_learns() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in anchored.base.model.state_dict().items())
     assert not any(module._forward_hooks for module in anchored.modules())
     check_model(anchored)
+
+
+def test_filters_wider_than_the_image_are_told() -> None:
+    model(sigma=31 / 3).features(images())
+    with pytest.raises(UsageError, match="reaches 32 pixels is wider than the image, 32 x 32"):
+        model(sigma=10.5)
+    with pytest.raises(ValueError, match="finite"):
+        model(sigma=float("inf"))
+
+
+def test_the_anchor_stands_where_the_visual_tower_does() -> None:
+    base = model().base
+    before = next(base.model.visual.parameters()).device
+    assert before == next(base.model.parameters()).device
+    alone = copy.deepcopy(base)
+    alone.model.visual.to("meta")
+    assert ClipAnchor(alone, Anchor(**DEMO)).anchor.is_meta
 
 
 TIMM = {"timm_model_pretrained": False, "timm_pool": "", "image_size": 224}

@@ -1,6 +1,7 @@
 """Guarantees pinned here, for a model whose class features differ from image to image:
 
-- its logits are those of the mixture written out, (B, C, D) and all; every prompt and the router learn;
+- its logits are those of the mixture written out, (B, C, D) and all; every prompt and the router learn,
+  each from a draw of its own;
 - an attack sees through the router;
 - every prompt's class features are encoded once a look, whatever the number of images;
 - it keeps the contract without being `Factored`: trained under attack, evaluated, stored and loaded with the
@@ -81,6 +82,13 @@ def test_every_prompt_and_the_router_learn(parts):
     assert not torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[1], firsts[2])
     again = student(parts).learned()
     assert all(torch.equal(own[name], again[name]) for name in own)
+
+
+def test_no_two_draws_are_the_same(parts):
+    numbers = [
+        tensor.flatten().tolist() for seed in (0, 1) for tensor in student(parts, init_seed=seed).learned().values()
+    ]
+    assert len({number for each in numbers for number in each}) == sum(map(len, numbers))
 
 
 def test_an_attack_sees_through_the_router(parts):

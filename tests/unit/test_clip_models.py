@@ -371,6 +371,9 @@ def test_settings_that_cannot_be_are_told(parts):
         ClipPrompts.from_config(configs.Prompts(**parts.source, text={"tokens": 0}, visual={"tokens": 0}))
     with pytest.raises(UsageError, match="blocks is last-4, but the tower has 3"):
         ClipLora.from_config(configs.Lora(**parts.source, blocks="last-4"))
+    for cannot_be in ({"init_seed": -1}, {"init_seed": 2**63}, {"weights_seed": -1}, {"std": float("inf")}):
+        with pytest.raises(ValueError, match=next(iter(cannot_be))):
+            configs.Prompts(model="x", **cannot_be)
     with pytest.raises(ValueError, match="exactly one"):
         configs.Clip(model="x", templates=["a {} {}"])
 

@@ -4,6 +4,7 @@
   learn, and they alone are stored; a target without its source is refused when the recipe is read;
 - class-specific contexts give each class what it would get as the only one, in packed and padded towers, by name and
   not by place; they are made by `bind`, and fit no other classes;
+- what is drawn is drawn once: contexts share no number with visual prompts; prompts start on their tower's device;
 - in every text tower that open_clip builds, no learned tokens give open_clip's own features to 1e-5, and learned ones,
   deep ones too, stand where hooks on open_clip's modules put them; a foreign tower is refused;
 - pixel prompts act where they should, stay in [0, 1], and start by changing no bit, in every kind of tower;
@@ -274,6 +275,29 @@ def test_contexts_start_at_the_phrase_and_are_drawn_apart(parts):
     torch.manual_seed(0)
     student(parts, text={"depth": 1, "per_class": True}, visual={"depth": 1})
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_contexts_and_visual_prompts_are_draws_apart(parts):
+    text = {"tokens": 2, "depth": 2, "init": "", "per_class": True}
+    model = student(parts, text=text, visual={"tokens": 2, "depth": 3})
+    assert not set(model.text.flatten().tolist()) & set(model.vision.flatten().tolist())
+    other = student(parts, text=text, visual={"tokens": 2, "depth": 3}, init_seed=1)
+    assert not set(model.text.flatten().tolist()) & set(other.text.flatten().tolist())
+
+
+@pytest.mark.parametrize("kind", ["both", "per class", "maple", "fap"])
+@pytest.mark.parametrize("init", ["a photo of a", ""])
+def test_prompts_stand_where_their_towers_do(tmp_path, kind, init):
+    base = student(Parts(tmp_path, settings(custom_text=True)), text={"depth": 1}, visual={"depth": 1}).base
+    for tower, other in (("text", "visual"), ("visual", "text")):
+        parted = deepcopy(base)
+        getattr(parted.model, tower).to("meta")
+        source = {"model": "x", **KINDS[kind], "text": {**KINDS[kind]["text"], "init": init}}
+        model = ClipPrompts(parted, configs.Prompts.model_validate(source))
+        model.bind(CLASSES)
+        learned = model.learned()
+        assert all(learned[f"{there}.prompts"].is_meta == (there == tower) for there in (tower, other)
+                   if f"{there}.prompts" in learned)  # fmt: skip
 
 
 def test_contexts_are_bound_to_their_classes(parts):

@@ -207,8 +207,9 @@ def test_text_adapters(tmp_path, kind):
 
 
 def test_rank_cannot_exceed_a_maps_width(made):
-    with pytest.raises(UsageError, match=r"rank is 33, but visual.\S*.0.attn.in_proj_weight .* 96 x 32"):
+    with pytest.raises(UsageError, match=r"rank is 33, but visual.\S*.0.attn.in_proj_weight .* 96 x 32") as caught:
         lora(made["class token"], "class token", rank=33)
+    assert caught.value.hint == "lower it"
 
 
 @pytest.mark.parametrize(
