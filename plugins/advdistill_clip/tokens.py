@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import open_clip
@@ -82,7 +83,7 @@ class HubTokenizer:
 
     def __call__(self, sentences: Sequence[str]) -> list[list[int]]:
         rows = self._tokenizer(list(sentences)).tolist()
-        return [row[: max(i + 1 for i, token in enumerate(row) if token != self.pad)] for row in rows]
+        return [row[: max((i + 1 for i, token in enumerate(row) if token != self.pad), default=0)] for row in rows]
 
 
 def tokenizer_for(model: str, text_cfg: dict[str, Any]) -> Tokenizer:
@@ -97,5 +98,6 @@ def tokenizer_for(model: str, text_cfg: dict[str, Any]) -> Tokenizer:
         return ByteTokenizer()
     if not name:
         return BytePairTokenizer(**settings)
-    source = model.removeprefix("local-dir:") if model.startswith("local-dir:") else name
+    scheme, _, folder = model.partition(":")
+    source = str(Path(folder).expanduser()) if scheme == "local-dir" else name
     return HubTokenizer(source, tokenizer_mode=text_cfg.get("tokenizer_mode"), **settings)

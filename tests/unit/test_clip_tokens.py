@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import open_clip
@@ -66,6 +67,7 @@ def test_hub_tokenizers_lose_their_padding(monkeypatch, first, last):
     end = [2] if last == 2 else []  # an end token that is the padding too, as SigLIP's, goes with it
     assert tokenizer.end == len(end)
     assert tokenizer(["ab", "c"]) == [[*first, 97, 98, *end], [*first, 99, *end]]
+    assert tokenizer(["", "c"]) == [[*first, *end], [*first, 99, *end]]
 
 
 def test_local_models_bring_their_tokenizer(monkeypatch):
@@ -78,7 +80,8 @@ def test_local_models_bring_their_tokenizer(monkeypatch):
 
     monkeypatch.setattr(open_clip.tokenizer, "HFTokenizer", Spy)
     tokenizer_for("local-dir:/some/folder", {"hf_tokenizer_name": "org/name"})
-    assert seen == ["/some/folder"]
+    tokenizer_for("local-dir:~/folder", {"hf_tokenizer_name": "org/name"})
+    assert seen == ["/some/folder", str(Path("~/folder").expanduser())]
 
 
 @pytest.mark.parametrize("error", [ImportError("no transformers"), OSError("no network")])
