@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from advdistill.engine.model import Factored, VisionLanguageModel
     from advdistill.engine.splits import few_shot, partition
     from advdistill.engine.step import Output, Step
-    from advdistill.engine.strategy import Losses, Strategy, Term, same_width
+    from advdistill.engine.strategy import Losses, Strategy, Term, factored, same_width
     from advdistill.engine.types import ClassSet, Clock, Threat
     from advdistill.recipe.fields import Config, PixelDistance
     from advdistill.recipe.paths import resource
@@ -82,6 +82,7 @@ _LAZY = {
     "VisionLanguageModel": "engine.model",
     "Warned": "engine.events",
     "cross_entropy": "engine.losses",
+    "factored": "engine.strategy",
     "few_shot": "engine.splits",
     "kl": "engine.losses",
     "load": "engine.checkpoint",
@@ -137,6 +138,7 @@ __all__ = [
     "VisionLanguageModel",
     "Warned",
     "cross_entropy",
+    "factored",
     "few_shot",
     "hookimpl",
     "kl",

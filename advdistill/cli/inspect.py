@@ -34,7 +34,7 @@ def inspect(
     advdistill inspect --model RN50-quickgelu --json
     """
     if (checkpoint is None) == (model is None):
-        raise UsageError("what shall be inspected?", "give a checkpoint, or --model NAME such as ViT-B-32-quickgelu")
+        raise UsageError("what shall be inspected?", "give a checkpoint or --model NAME, one of the two")
     if checkpoint:
         _inspect_checkpoint(checkpoint, json)
     elif model:

@@ -111,8 +111,7 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
         ("method", recipe.strategy.use),
         ("data", f"{plan.images:,} images of {plan.side}x{plan.side}, {plan.classes:,} classes"),
         ("budget", f"{plan.steps:,} optimizer steps of {min(recipe.train.batch_size, plan.images)} images"),
-        *((role, f"learns {a:,} of {b:,} parameters" if a else f"frozen, {b:,} parameters") for role, (a, b) in
-          plan.sizes.items()),
+        *((role, _part(recipe, role, *sizes)) for role, sizes in plan.sizes.items()),
         ("weights", size(plan.weights)),
         ("training", f"{size(plan.training)} for gradients and optimizer state"),
     ]  # fmt: skip
@@ -125,3 +124,11 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
     width = max(len(head) for head, _ in lines)
     for head, text in lines:
         typer.echo(f"{head.ljust(width)}  {text}")
+
+
+def _part(recipe: Recipe, role: str, learns: int, total: int) -> str:
+    """What a model does in a run."""
+    if learns:
+        return f"learns {learns:,} of {total:,} parameters"
+    follows = role in recipe.teachers and recipe.teachers[role].ema
+    return f"{'follows the student' if follows else 'frozen'}, {total:,} parameters"

@@ -138,14 +138,9 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
 
     student = join(recipe.student, learns=True)
     teachers = {role: join(block, block.train, block.ema) for role, block in recipe.teachers.items()}
-    for role, teacher in teachers.items():
+    for teacher in teachers.values():
         if teacher.ema:
-            try:
-                teacher.load(student.model.learned())
-            except DataError as error:
-                raise RecipeError(
-                    f"teachers.{role}.ema: no twin of the student: {error.message}", "give it the student's block"
-                ) from error
+            teacher.load(student.model.learned())
     for role, participant in {"student": student, **teachers}.items():
         if participant.learns and not participant.trainable:
             raise RecipeError(f"{role}: nothing in it learns", "a student needs prompts, adapters or a tuned tower")

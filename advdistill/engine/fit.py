@@ -96,7 +96,7 @@ class Run:
         self.split = self.parts.splits("train")
         self.per_epoch = steps_per_epoch(len(self.split), recipe.train.batch_size)
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
-        self.step, self.best = 0, -1.0
+        self.step, self.best, self._halfway = 0, -1.0, False
         if folder.resuming and folder.resume_point.exists():
             self.step, self.best = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
 
@@ -132,13 +132,14 @@ class Run:
             portions = [self._see(portion) for portion in self._portions(batch)]
             for phase in self.parts.strategy.phases:
                 means.update(self._update(phase, portions))
-            self.step += 1
-            self.parts.strategy.updated(means, self.clock)
+                self._halfway = True
+            self.step, self._halfway = self.step + 1, False
+            self.parts.strategy.updated(dict(means), self.clock)
             for teacher in self.parts.teachers.values():
                 if teacher.ema:
                     teacher.follow(self.parts.student)
             pace = (time.monotonic() - began) / (self.step - first)
-            self.tell(StepDone(self.clock, means, rates, len(batch) / pace, pace * (self.steps - self.step)))
+            self.tell(StepDone(self.clock, dict(means), rates, len(batch) / pace, pace * (self.steps - self.step)))
             if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
                 self._probe()
             stopping = asked() and self.step < self.steps
@@ -254,11 +255,12 @@ class Run:
             self._give_up(f"not finite at step {self.step + 1}: {', '.join(bad)}")
 
     def _give_up(self, why: str) -> NoReturn:
-        """Stop, with the last good state on disk: the present one, unless an update has ruined it."""
+        """Stop, with the last good state on disk: the present one, unless an update has ruined it or a step is half
+        taken."""
         for learner in self.parts.learners.values():
             learner.discard()
         kept = "what was saved last"
-        if self._sound():
+        if self._sound() and not self._halfway:
             self._save()
             kept = f"the state after step {self.step}"
         self.tell(RunStopped(self.clock, why, None))

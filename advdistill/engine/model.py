@@ -94,11 +94,15 @@ class VisionLanguageModel(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """JSON-able facts for the checkpoint: `base` {model, weights, fingerprint}, `preprocessing`, `activation`."""
 
-    @contextlib.contextmanager
-    def evaluated(self) -> Iterator[None]:
+    def evaluated(self) -> AbstractContextManager[None]:
         """Eval mode for a while; the mode before comes back afterwards, module by module."""
+        return self.switched(training=False)
+
+    @contextlib.contextmanager
+    def switched(self, *, training: bool) -> Iterator[None]:
+        """Training or eval mode for a while; the mode before comes back afterwards, module by module."""
         before = [(module, module.training) for module in self.modules()]
-        self.eval()
+        self.train(training)
         try:
             yield
         finally:

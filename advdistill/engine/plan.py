@@ -1,10 +1,11 @@
 """What a run would do and need, found without weights: models stand on the meta device, where tensors have shapes
-and no values, and one step of the strategy is taken there while the memory that its graph holds is added up."""
+and no values, and the strategy's first and last step are taken there while the memory that its graph holds is added
+up."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     everyone = {"student": student, **teachers}
     batch = min(recipe.train.batch_size, images)
     portion = -(-batch // recipe.train.accumulate)
+    steps = recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size)
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
     if teachers.keys() == recipe.teachers.keys():
@@ -89,7 +91,6 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
         see = partial(
             Step,
             Batch(torch.zeros(portion, 3, side, side, device="meta"), numbers, numbers),
-            Clock(0, 1, 0),
             student=student,
             teachers=teachers,
             attack=build.component(registry, recipe.attack) if recipe.attack else None,
@@ -100,7 +101,10 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
         strategy = build.component(registry, recipe.strategy)
         strategy.prepare({role: participant.model for role, participant in everyone.items()})
         strategy = strategy.to("meta")
-        activations, unknown = _activations(strategy, see, set(storages))
+        # What a method does may change on the way, so the first step is planned and the last.
+        clocks = [Clock(0, steps, 0), Clock(steps - 1, steps, (steps - 1) // steps_per_epoch(images, batch))]
+        planned = [_activations(strategy, partial(see, clock), everyone.values(), set(storages)) for clock in clocks]
+        activations, unknown = max(planned, key=lambda found: found[0] or 0)
     else:
         activations, unknown = None, "that takes all teachers"
     return Plan(
@@ -108,7 +112,7 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
         classes=len(classes),
         side=side,
         missing=missing,
-        steps=recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size),
+        steps=steps,
         portion=portion,
         sizes=build.count(everyone),
         weights=sum(storages.values()),
@@ -143,7 +147,9 @@ class _Held:
             self.ledger.now -= self.bytes
 
 
-def _activations(strategy: Strategy, see: Callable[[], Step], weights: set[int]) -> tuple[int | None, str]:
+def _activations(
+    strategy: Strategy, see: Callable[[], Step], everyone: Iterable[Participant], weights: set[int]
+) -> tuple[int | None, str]:
     """The most bytes that the graphs of one batch's phases hold beside the weights; or None and why not."""
     ledger = _Ledger(weights)
     try:
@@ -152,6 +158,8 @@ def _activations(strategy: Strategy, see: Callable[[], Step], weights: set[int])
             for phase in strategy.phases:
                 phase(s).total().sum().backward()
                 s.forget()
+        for participant in everyone:
+            participant.discard()
     except (RuntimeError, NotImplementedError) as error:
         return None, f"a part of this recipe needs values, not just shapes ({str(error).splitlines()[0]})"
     return ledger.peak, ""

@@ -56,6 +56,7 @@ class Participant:
             parameter.requires_grad_()
         model.eval()
         self.attacked = False
+        self._trains_meanwhile = False
         self._encoded: Tensor | None = None
         self._handed: Tensor | None = None
 
@@ -73,7 +74,9 @@ class Participant:
         if not isinstance(self.model, Factored):
             raise UsageError(f"{type(self.model).__name__} has no class features apart from its images")
         if self._handed is None:
-            with self._thawed(), torch.set_grad_enabled(self._classifier_learns), self._autocast():
+            # Class features serve the loss as well, so they are encoded in its mode, also where an attack asks first.
+            mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
+            with mode, self._thawed(), torch.set_grad_enabled(self._classifier_learns), self._autocast():
                 self._encoded = self.model.classifier(self.prepared)
             self._handed = self._encoded.detach().requires_grad_(self._classifier_learns)
         return self._handed
@@ -136,13 +139,15 @@ class Participant:
 
     @contextlib.contextmanager
     def under_attack(self) -> Iterator[None]:
-        """Attack mode, and no parameter asks for gradients: the graph holds what pixels need and nothing else."""
-        self.attacked = self.learns
+        """Attack mode (eval for who is not in training), and no parameter asks for gradients: the graph holds what
+        pixels need and nothing else."""
+        self.attacked, self._trains_meanwhile = self.learns, self.model.training
+        mode = self.model.attacked() if self.model.training else self.model.evaluated()
         try:
-            with self.model.attacked(), self._constant():
+            with mode, self._constant():
                 yield
         finally:
-            self.attacked = False
+            self.attacked = self._trains_meanwhile = False
 
     @contextlib.contextmanager
     def deployed(self) -> Iterator[None]:
@@ -339,7 +344,7 @@ class Step:
         return images
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()` in the first phase that asks; the same tensor, without graph, in later phases of this batch."""
+        """`compute()`, without graph, when first asked; the same tensor in later phases of this batch."""
         if name not in self._kept:
             found = compute()
             self._kept[name] = found.detach() if found.requires_grad else found

@@ -94,11 +94,23 @@ class Strategy(nn.Module, ABC):
     @property
     def phases(self) -> tuple[Callable[[Step], Losses], ...]:
         """One callable per optimizer update of a batch, in order; several for alternating updates. All phases of a
-        batch see the same Step, `once` keeps for later ones what an earlier one found. Terms of one name are added."""
+        batch see the same Step, `once` keeps for later ones what an earlier one found. Numbers of one name add up."""
         return (self.step,)
 
     def updated(self, means: Mapping[str, float], clock: Clock) -> None:
         """Called after each optimizer step with the means over the global batch of every term and reported scalar."""
+
+
+def factored(models: Mapping[str, VisionLanguageModel], role: str) -> Factored:
+    """For `Strategy.prepare`: a method looks at the features or class features of "student" or of a teacher's role.
+
+    Raises:
+        UsageError: that model has none apart from its classes, or images.
+    """
+    model = models[role]
+    if not isinstance(model, Factored):
+        raise UsageError(f"{role}: {type(model).__name__} has no features of images apart from its classes")
+    return model
 
 
 def same_width(models: Mapping[str, VisionLanguageModel], role: str) -> None:
@@ -107,14 +119,9 @@ def same_width(models: Mapping[str, VisionLanguageModel], role: str) -> None:
     Raises:
         UsageError: one of them has no features apart from its classes, or theirs differ in width.
     """
-    widths = {}
-    for who in ("student", role):
-        model = models[who]
-        if not isinstance(model, Factored):
-            raise UsageError(f"{who}: {type(model).__name__} has no image features that could be compared")
-        widths[who] = model.width
-    if widths["student"] != widths[role]:
+    mine, theirs = factored(models, "student").width, factored(models, role).width
+    if mine != theirs:
         raise UsageError(
-            f"the student's features have {widths['student']} dimensions, those of the {role} teacher {widths[role]}",
+            f"the student's features have {mine} dimensions, those of the {role} teacher {theirs}",
             "take a teacher that embeds into as many, or a strategy that compares logits",
         )

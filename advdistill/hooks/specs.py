@@ -96,7 +96,7 @@ class StrategySpec(Spec):
     Attributes:
         teachers: role -> what the teacher in that role is for; all are required.
         optional: the same for teachers that a recipe may leave out; the role `"*"` stands for any further name.
-        trains: roles whose teachers its losses train, where a recipe says `train: true`.
+        trains: roles whose teachers its losses train, where a recipe says `train: true`; `"*"` as in `optional`.
         attack: what it asks of the attack: `"objective"` (it brings its own), `"labels"` (cross-entropy
             would do, so label-driven attacks serve too), or None (it does not attack).
     """

@@ -197,22 +197,7 @@ class Check:
         if not entry or not isinstance(entry.spec, StrategySpec):
             return
         spec = entry.spec
-        teachers = self.root.at(("teachers",))
-        if teachers is None or isinstance(teachers.value, dict):
-            given = set(teachers.value) if teachers else set()
-            for role in spec.teachers.keys() - given:
-                message = f"strategy {spec.name!r} needs a teacher in this role: {spec.teachers[role]}"
-                self.fail(("teachers", role), message)
-            known_roles = {**spec.teachers, **spec.optional}
-            for role in () if "*" in known_roles else given - known_roles.keys():
-                known = ", ".join(known_roles) or "none"
-                close = did_you_mean(role, known_roles)
-                message = f"strategy {spec.name!r} has no such role (its roles: {known}){close}"
-                self.fail(("teachers", role), message, key=True)
-        for path, block in self.blocks.items():
-            if isinstance(block, TeacherBlock) and block.train and path[1] not in spec.trains:
-                message = f"strategy {spec.name!r} has no loss that would train the {path[1]} teacher"
-                self.fail((*path, "train"), message, hint="Drop it; the teacher stays as it is.")
+        self._roles(spec)
         attack = self.root.at(("attack",))
         if spec.attack and (attack is None or attack.value is None):
             self.fail(
@@ -223,6 +208,30 @@ class Check:
             message = f"strategy {spec.name!r} brings its own objective; {used.spec.name!r} is driven by labels alone"
             able = [e.spec.name for e in self.registry.entries("attack") if getattr(e.spec, "objective", False)]
             self.fail(("attack", "use"), message, hint=f"Attacks that can: {', '.join(able)}." if able else "")
+
+    def _roles(self, spec: StrategySpec) -> None:
+        """Who must teach, who may, and who may change."""
+        known = {**spec.teachers, **spec.optional}
+        teachers = self.root.at(("teachers",))
+        if teachers is None or isinstance(teachers.value, dict):
+            given = set(teachers.value) if teachers else set()
+            for role in spec.teachers.keys() - given:
+                message = f"strategy {spec.name!r} needs a teacher in this role: {spec.teachers[role]}"
+                self.fail(("teachers", role), message)
+            for role in () if "*" in known else given - known.keys():
+                close = did_you_mean(role, known)
+                message = f"strategy {spec.name!r} has no such role (its roles: {', '.join(known) or 'none'}){close}"
+                self.fail(("teachers", role), message, key=True)
+        student = self.blocks.get(("student",))
+        for path, block in self.blocks.items():
+            if not isinstance(block, TeacherBlock):
+                continue
+            if block.train and (path[1] if path[1] in known else "*") not in spec.trains:
+                message = f"strategy {spec.name!r} has no loss that would train the {path[1]} teacher"
+                self.fail((*path, "train"), message, hint="Drop it; the teacher stays as it is.")
+            if block.ema and student and (block.qualified, block.config) != (student.qualified, student.config):
+                message = "a teacher that follows the student must be its twin: give it the student's own settings"
+                self.fail((*path, "ema"), message)
 
     def _groups(self, optim: Optim) -> None:
         teachers = self.root.at(("teachers",))

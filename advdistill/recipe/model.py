@@ -35,7 +35,7 @@ class Learning(Config):
     """It learns from the strategy's losses."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """It is the student's exponential moving average with this decay: t <- ema * t + (1 - ema) * s after each step; 0:
-    it is not. Its block must describe a twin of the student."""
+    it is not. All other keys of its block must say what the student's say."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Learning:

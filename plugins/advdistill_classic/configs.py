@@ -11,6 +11,7 @@ from advdistill import Config
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, le=1)]  # at 0 no adversarial image would be seen
 
 
 class ARD(Config):
@@ -18,29 +19,23 @@ class ARD(Config):
 
     temperature: Positive = 30.0
     """Divides the logits of both sides of the KL, which its square multiplies. (IAD's version of ARD: 1)"""
-    alpha: Share = 1.0
+    alpha: Part = 1.0
     """Weight of the KL; 1 - alpha is that of the cross-entropy on clean images."""
 
 
 class RSLAD(Config):
     """Robust Soft Label Adversarial Distillation."""
 
-    adversarial_weight: Weight = 5 / 6
+    adversarial_weight: Positive = 5 / 6
     """Weight of the KL on adversarial images."""
     clean_weight: Weight = 1 / 6
     """Weight of the KL on clean images."""
-
-    @model_validator(mode="after")
-    def _something(self) -> RSLAD:
-        if not self.adversarial_weight and not self.clean_weight:
-            raise ValueError("both weights are 0: there is nothing to learn")
-        return self
 
 
 class IAD(Config):
     """Introspective Adversarial Distillation: IAD-I with a robust teacher, IAD-II with a clean one beside it."""
 
-    alpha: Share = 1.0
+    alpha: Part = 1.0
     """IAD-I: weight of all that is distilled; 1 - alpha is that of the cross-entropy on clean images."""
     robust_weight: Share = 0.5
     """IAD-II: weight of what the robust teacher and the student itself teach."""
@@ -64,5 +59,5 @@ class IAD(Config):
 class AdaAD(Config):
     """Adaptive Adversarial Distillation."""
 
-    alpha: Share = 1.0
+    alpha: Part = 1.0
     """Weight of the KL on adversarial images; 1 - alpha is that of the KL on clean ones."""

@@ -21,11 +21,8 @@ class ARD(Strategy):
 
     def step(self, s: Step) -> Losses:
         alpha, temperature = self.config.alpha, self.config.temperature
-        terms = {}
-        if alpha:
-            adversarial = against_labels(s)
-            robust = s.teacher("robust")(s.images)
-            terms["robust"] = Term(kl(robust, s.student(adversarial), temperature), alpha * temperature**2)
+        adversarial, robust = against_labels(s), s.teacher("robust")(s.images)
+        terms = {"robust": Term(kl(robust, s.student(adversarial), temperature), alpha * temperature**2)}
         if alpha < 1:
             terms["labels"] = Term(cross_entropy(s.student(s.images), s.labels), 1 - alpha)
         return Losses(**terms)
@@ -40,10 +37,8 @@ class RSLAD(Strategy):
 
     def step(self, s: Step) -> Losses:
         robust = s.teacher("robust")(s.images)
-        terms = {}
-        if self.config.adversarial_weight:
-            adversarial = s.attack(lambda images, rows: kl(robust[rows], s.student(images)))
-            terms["adversarial"] = Term(kl(robust, s.student(adversarial)), self.config.adversarial_weight)
+        adversarial = s.attack(lambda images, rows: kl(robust[rows], s.student(images)))
+        terms = {"adversarial": Term(kl(robust, s.student(adversarial)), self.config.adversarial_weight)}
         if self.config.clean_weight:
             terms["clean"] = Term(kl(robust, s.student(s.images)), self.config.clean_weight)
         return Losses(**terms)
@@ -73,14 +68,12 @@ class IAD(Strategy):
     def first(self, s: Step) -> Losses:
         """IAD-I."""
         alpha, temperature = self.config.alpha, self.config.temperature
-        terms, report = {}, {}
-        if alpha:
-            adversarial = against_labels(s)
-            robust, student = s.teacher("robust")(s.images), s.student(adversarial)
-            terms["robust"] = Term(kl(robust, student, temperature), alpha * temperature**2)
-            if self.introspective(s, 0.3):
-                trust = report["trust"] = self.trust(s, adversarial)
-                terms["self"] = Term(kl(s.student(s.images), student), alpha * (1 - trust))
+        adversarial, report = against_labels(s), {}
+        robust, student = s.teacher("robust")(s.images), s.student(adversarial)
+        terms = {"robust": Term(kl(robust, student, temperature), alpha * temperature**2)}
+        if self.introspective(s, 0.3):
+            trust = report["trust"] = self.trust(s, adversarial)
+            terms["self"] = Term(kl(s.student(s.images), student), alpha * (1 - trust))
         if alpha < 1:
             terms["labels"] = Term(cross_entropy(s.student(s.images), s.labels), 1 - alpha)
         return Losses(report, **terms)
@@ -126,10 +119,8 @@ class AdaAD(Strategy):
 
     def step(self, s: Step) -> Losses:
         alpha, robust = self.config.alpha, s.teacher("robust")
-        terms = {}
-        if alpha:
-            adversarial = s.attack(lambda images, rows: kl(robust(images), s.student(images)))
-            terms["adversarial"] = Term(kl(robust(adversarial), s.student(adversarial)), alpha)
+        adversarial = s.attack(lambda images, rows: kl(robust(images), s.student(images)))
+        terms = {"adversarial": Term(kl(robust(adversarial), s.student(adversarial)), alpha)}
         if alpha < 1:
             terms["clean"] = Term(kl(robust(s.images), s.student(s.images)), 1 - alpha)
         return Losses(**terms)

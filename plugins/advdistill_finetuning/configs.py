@@ -27,7 +27,8 @@ class FARE(Config):
     clean one, neither normalised (FARE). cosine: 1 - their cosine (Sim-CLIP's released code, but for its factor 1/2).
     siamese: 1 - the cosine of the student's own two features, half with the gradient stopped on the clean one and half
     on the adversarial one (Sim-CLIP as its paper has it); nothing then holds the student near the original's text
-    features, so watch its clean accuracy. The attack raises the l2 form whatever is minimised, as all of these do."""
+    features, so watch its clean accuracy. The attack raises the l2 form whatever is minimised, as
+    both released codes do; what Sim-CLIP's paper attacks with is not certain."""
 
 
 class PMGAFT(Config):
@@ -52,7 +53,9 @@ class AGFT(Config):
 
 
 class HPTGPD(Config):
-    """HPT-GPD (arXiv 2601.12865). Its released code has the loss lines commented out."""
+    """HPT-GPD (arXiv 2601.12865). Its released code has the loss lines commented out; there the KL is summed over the
+    batch, which a learning rate larger by the batch size makes up for, and the first stage's weights are averaged with
+    the original's, which is not done here."""
 
     warmup: Weight = 0.2
     """Length of the anchored warm-up, as of `optim.schedule.warmup`: below 1 a share of all steps, from 1 on a number

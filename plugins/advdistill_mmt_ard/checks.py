@@ -15,10 +15,12 @@ def mmt_ard(config: Any, recipe: Any) -> Problems:
         for role in getattr(config, field):
             if role not in roles:
                 yield f"{field}.{role}", f"there is no teacher in this role (there are: {', '.join(roles)})"
-    for role in {"clean", "robust"} & config.weights.keys():
-        yield f"weights.{role}", f"this weight is written {role}_weight"
-    for role in {"loss", "consistency"} & set(roles):
-        yield "", f"a teacher's role cannot be {role!r}: a loss term has that name"
+    for role in ("clean", "robust"):
+        if role in config.weights:
+            yield f"weights.{role}", f"this weight is written {role}_weight"
+    for role in ("loss", "consistency"):
+        if role in roles:
+            yield "", f"a teacher's role cannot be {role!r}: a loss term has that name"
     if config.objective == "clean-kl" and config.objective_teacher not in roles:
         yield "objective_teacher", f"there is no teacher in this role (there are: {', '.join(roles)})"
     teaching = [role for role in roles if config.weight(role)]

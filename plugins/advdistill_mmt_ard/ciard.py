@@ -24,7 +24,9 @@ class CIARD(Strategy):
         CE(T_robust(x'), y), after `teacher_start`            -> the robust teacher, where it trains
 
     c is the power of ten that brings L_push down or up to the order of the smaller of L_1 and L_2, and has no gradient.
-    Temperatures, and weights if `balanced`, are B-MTARD's. Batch means are those of the portion in hand.
+    Temperatures, and weights if `balanced`, are B-MTARD's. Batch means are those of the portion in hand, summed over
+    classes; the code's, averaged over them, can give another power of ten. In the code, rates end all but where they
+    first drop, for they drop batch by batch.
     """
 
     def __init__(self, config: Any) -> None:

@@ -17,6 +17,7 @@ from advdistill import (
     Term,
     VisionLanguageModel,
     cross_entropy,
+    factored,
     kl,
     same_width,
 )
@@ -40,9 +41,13 @@ class MMTARD(Strategy):
 
     def prepare(self, models: Mapping[str, VisionLanguageModel]) -> None:
         roles = [role for role in models if role != "student" and self.config.weight(role)]
-        if "embedding" in LEVELS[self.config.level]:
-            for role in roles:
+        for role in roles:
+            if "embedding" in LEVELS[self.config.level]:
                 same_width(models, role)
+            elif self.config.weighting == "cosine":
+                factored(models, role)
+        if self.config.consistency and self.config.consistency_form == "cosine":
+            factored(models, "student")
         self.weighting.prepare(roles, models["student"].device)
 
     def step(self, s: Step) -> Losses:

@@ -1,7 +1,7 @@
 """Which student makes which method. No torch here.
 
 A student is known by its settings, so that anybody's can take part: `text.tokens`, `visual.tokens`, `pixels.form` and
-`coupling`, as in clip-prompts.
+`coupling`, as in clip-prompts; `prompts`, as in clip-moapt.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def adv_maple(config: Any, recipe: Any) -> Problems:
 
 def moapt(config: Any, recipe: Any) -> Problems:
     """The routed student."""
-    if recipe.student.spec.name != "clip-moapt":
+    if not getattr(recipe.student.config, "prompts", 0):
         yield _wrong(recipe, "learns a mixture of text prompts", "student.use: clip-moapt")
 
 

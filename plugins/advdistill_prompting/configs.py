@@ -27,7 +27,8 @@ class FAP(Config):
 
 
 class CAPT(Config):
-    """CAPT (arXiv 2405.11154). No code is public; the paper's loss is, but for what is marked."""
+    """CAPT (arXiv 2405.11154). No code is public, and of the paper's loss two parts: the cross-entropy, and the KL from
+    the frozen model. That the third is KL(S(x') || S(x)), with gradients through both, is inferred."""
 
     weight: Positive = 1.0
     """Of both consistency terms together; the paper's lambda. (inferred)"""

@@ -9,15 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advdistill import (
-    Factored,
     Losses,
     Output,
     Step,
     Strategy,
     Term,
-    UsageError,
     VisionLanguageModel,
     cross_entropy,
+    factored,
     kl,
 )
 
@@ -49,8 +48,7 @@ class FAP(Strategy):
     """
 
     def prepare(self, models: Mapping[str, VisionLanguageModel]) -> None:
-        if not isinstance(models["student"], Factored):
-            raise UsageError("fap compares image features, which this student does not have apart from its classes")
+        factored(models, "student")
 
     def step(self, s: Step) -> Losses:
         clean = s.student(s.images)

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/methods.py [--seeds 0 1 2] [--jobs 2] [--out DIR] [--recipes NAME ...] [key=value ...]
 
-Runs each shipped recipe on the digits as it is, but for the seeds of the run, the few-shot draw and the initialisation,
-one process and one thread each, and prints the means over seeds of the students' accuracies, with their range. Recipes
-of one threat and one amount of data stand together: only those are comparable. A run that fails is named and loses no
-other; runs that are finished in DIR are not run again.
+Runs each shipped recipe on the digits as it is, but that the seeds of the run, of the few-shot draw and of every
+initialisation are moved by SEED, one process and one thread each, and prints the means over seeds of the students'
+accuracies, with their range. Recipes of one threat and one amount of data stand together: only those are comparable. A
+run that fails is named and loses no other; what is finished in DIR is not run again while its recipe is the same.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from advdistill.hooks.registry import default_registry
+from advdistill.recipe.dump import to_yaml
 from advdistill.recipe.loader import recipe_files
 from advdistill.recipe.resolve import Recipe, load_recipe
-
-SEEDED = {"data": "shots_seed", "student": "init_seed"}
 
 
 def main() -> None:
@@ -63,12 +62,22 @@ def _setting(recipe: Recipe) -> str:
 def _run(out: Path, name: str, recipe: Recipe, seed: int, overrides: list[str]) -> str:
     """Train in a process of its own. Returns the last line of what it said where it failed."""
     folder = out / f"{name}-{seed}"
-    if (folder / "results.json").exists():
+    words = [
+        *overrides,
+        f"seed={recipe.seed + seed}",
+        f"save.dir={folder}",
+        "evaluate.every=0",
+        "report=[{use: jsonl}]",
+    ]
+    blocks = {"data": recipe.data, "student": recipe.student}
+    blocks |= {f"teachers.{role}": block for role, block in recipe.teachers.items()}
+    for block in blocks:
+        for key in ("shots_seed", "init_seed"):
+            if hasattr(blocks[block].config, key):
+                words.append(f"{block}.{key}={getattr(blocks[block].config, key) + seed}")
+    wanted = to_yaml(load_recipe(name, words).tree)
+    if (folder / "results.json").exists() and (folder / "recipe.yaml").read_text() == wanted:
         return ""
-    words = [*overrides, f"seed={seed}", f"save.dir={folder}", "evaluate.every=0", "report=[{use: jsonl}]"]
-    for block, key in SEEDED.items():
-        if hasattr(getattr(recipe, block).config, key):
-            words.append(f"{block}.{key}={seed}")
     done = subprocess.run(
         [sys.executable, "-c", "from advdistill.cli.main import main; main()", "train", name, *words, "--overwrite"],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -60,7 +60,9 @@ def registry() -> Registry:
             name="mix", target=target, config=Mix, check=hot, teachers={"clean": "an accurate one"}, trains={"clean"}
         ),
         StrategySpec(name="guided", target=target, teachers={"clean": "an accurate one"}, optional={"guide": "a hint"}),
-        StrategySpec(name="many", target=target, teachers={"clean": "an accurate one"}, optional={"*": "more"}),
+        StrategySpec(
+            name="many", target=target, teachers={"clean": "an accurate one"}, optional={"*": "more"}, trains={"*"}
+        ),
         StrategySpec(name="plain", target=target, attack=None),
         StrategySpec(name="by-labels", target=target, attack="labels"),
         DatasetSpec(name="shapes", target=target),

@@ -4,7 +4,8 @@
   convex form; a weight of 0 asks nobody anything.
 - Detached feedback reaches the teacher alone; feedback that is not detached reaches the student as well; the student's
   own loss never reaches the teacher.
-- Alternating updates: one attack a batch, the student first, and the teacher hears the student as it then is.
+- Alternating updates: one attack a batch, the student first, and the teacher hears the student as it then is. A run
+  that fails between the two keeps what it saved last.
 - Alternating with a teacher that does not learn, and a convex form with beta above 1, are told before anything runs.
 - A teacher that follows the student is its moving average, survives a resume, and must be its twin.
 """
@@ -22,11 +23,11 @@ from advdistill_apd.strategy import APD
 from pydantic import ValidationError
 from torch import Tensor
 
-from advdistill import Clock, Noise, Step, Threat, cross_entropy, kl
+from advdistill import Clock, Losses, Noise, Step, Threat, cross_entropy, kl
 from advdistill.engine import fit
 from advdistill.engine.data import Batch
 from advdistill.engine.step import Participant
-from advdistill.errors import RecipeError
+from advdistill.errors import RecipeError, RunError
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 
@@ -130,10 +131,10 @@ def test_taking_turns() -> None:
     assert attack.calls == 1
 
 
-def online(tmp_path: Path, **changes: Any) -> Any:
+def online(tmp_path: Path, name: str = "run", **changes: Any) -> Any:
     how = {"use": "apd", "update_order": "alternate"}
     teachers = {"clean": {"use": "toy", "train": True}}
-    return run_parts.recipe(tmp_path, **{"strategy": how, "teachers": teachers, **changes})
+    return run_parts.recipe(tmp_path, name, **{"strategy": how, "teachers": teachers, **changes})
 
 
 def test_a_run_that_takes_turns(tmp_path: Path) -> None:
@@ -141,6 +142,25 @@ def test_a_run_that_takes_turns(tmp_path: Path) -> None:
     (first, *_) = run_parts.events(tmp_path / "run", "step_done")
     losses = first["losses"]
     assert losses["loss"] == pytest.approx(losses["student"] + losses["teacher"] + losses["feedback"])
+
+
+def test_a_half_taken_step_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, calls = APD.teacher, []
+
+    def failing(strategy: APD, s: Step) -> Losses:
+        calls.append(1)
+        losses = teacher(strategy, s)
+        return losses if len(calls) < 3 else Losses(teacher=losses.terms["teacher"].value * torch.inf)
+
+    run_parts.train(online(tmp_path, "two", train={"steps": 2}, optim={"schedule": {"use": "constant"}}))
+    monkeypatch.setattr(APD, "teacher", failing)
+    made = online(tmp_path, save={"every": 2}, optim={"schedule": {"use": "constant"}})
+    with pytest.raises(RunError, match="not finite at step 3") as told:
+        run_parts.train(made)
+    assert "what was saved last" in told.value.hint
+    resumed = run_parts.tensors(tmp_path / "run", "resume.safetensors")
+    two = run_parts.tensors(tmp_path / "two")
+    assert torch.equal(resumed["learned.gain"], two["gain"])
 
 
 def test_taking_turns_with_somebody_who_does_not_learn_is_told(tmp_path: Path) -> None:
@@ -189,8 +209,9 @@ def test_a_teacher_that_follows_survives_a_resume(tmp_path: Path, monkeypatch: p
 
 
 def test_who_follows_must_be_a_twin_and_not_train(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no twin of the student"):
-        run_parts.build(following(tmp_path, "run", teachers={"clean": {"use": "toy", "ema": 0.5, "learns": "text"}}))
+    for other in ({"learns": "text"}, {"scale": 3.0}):  # other tensors; the same tensors in another model
+        with pytest.raises(RecipeError, match="must be its twin"):
+            following(tmp_path, "run", teachers={"clean": {"use": "toy", "ema": 0.5, **other}})
     with pytest.raises(RecipeError, match="follows the student"):
         following(tmp_path, "run", teachers={"clean": {"use": "toy", "ema": 0.5, "train": True}})
     with pytest.raises(RecipeError, match=r"teachers\.clean\.ema"):

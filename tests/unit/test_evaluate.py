@@ -73,6 +73,13 @@ def test_wilson_intervals(hits: int, total: int, low: float, high: float) -> Non
     assert 0 <= wider[0] <= low + 5e-5 and high - 5e-5 <= wider[1] <= 1
 
 
+@pytest.mark.parametrize("total", [1, 10, 50, 200, 512, 600, 1000, 5000])
+def test_the_share_lies_in_its_interval(total: int) -> None:
+    for count in (Count(0, total), Count(total, total)):
+        low, high = count.wilson()
+        assert 0 <= low <= count.share <= high <= 1
+
+
 # --- broken by any iterate ---------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@
 - PMG-AFT's KLs are between logits at each model's own scale; a weight of 0 asks nobody;
 - AGFT without its temperatures is KL(T(x) || S(x'));
 - HPT-GPD warms up towards what the original, or without one the proxy, says of clean images, for as long as it is told;
-- a recipe with a text tower that learns, an original that trains, or an attack that starts where the objective is flat
+- a recipe with a text tower that learns, or an attack that starts where the objective is flat
   is refused before anything is built.
 """
 

@@ -9,14 +9,13 @@
 - MTARD's weights and B-MTARD's temperatures follow their papers' codes step by step, drops included; MMT-ARD's
   weightings of that kind are the same; a resumed run has the state, the losses and the weights of an unbroken one.
 - SAAD's shares are its code's. CIARD's push, its scale and its retrained teacher are its code's, in order.
-- Bad input: roles that nobody has, settings that do not fit, a teacher that is to train without a loss.
+- Bad input: roles that nobody has, settings that do not fit.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,19 +33,21 @@ from advdistill_mmt_ard.weightings import WEIGHTINGS
 from clip_parts import Parts, settings
 from strategy_scenes import Scene
 from strategy_tables import Table, table
-from torch import Tensor
+from torch import Tensor, nn
 
 from advdistill import Clock, Losses, Strategy, UsageError, kl
 from advdistill.engine import fit
 from advdistill.errors import RecipeError
+from advdistill.testing import ToyConfig, ToyModel
 
 CPU = torch.device("cpu")
+TOY = ToyModel(ToyConfig())  # anybody's, for `prepare`
 
 
 def step(s: Table, **knobs: Any) -> Losses:
     """MMT-ARD on a table, prepared."""
     strategy = MMTARD(MMTARDConfig(**knobs))
-    strategy.prepare(dict.fromkeys(("student", *s.roles), SimpleNamespace(device=CPU)))
+    strategy.prepare(dict.fromkeys(("student", *s.roles), TOY))
     return strategy.step(s)
 
 
@@ -321,7 +322,7 @@ def test_mtards_weights(kind: str, power: float) -> None:
     if kind == "mmt-ard":
         strategy = MMTARD(MMTARDConfig(weighting="relative-loss", **knobs))
     s = table()
-    strategy.prepare(dict.fromkeys(("student", "robust", "clean"), SimpleNamespace(device=CPU)))
+    strategy.prepare(dict.fromkeys(("student", "robust", "clean"), TOY))
     assert [strategy.step(s).terms[role].weight.item() for role in ("robust", "clean")] == [0.5, 0.5]
     for number, (wanted, (robust, clean)) in enumerate(
         zip(mtard_reference(power, 0.3, [3 / 6, 5 / 6]), MEANS, strict=True)
@@ -361,7 +362,7 @@ def test_b_mtards_temperatures(kind: str) -> None:
     s = table()
     teachers = {"robust": s.table["robust", "adversarial"], "clean": s.table["clean", "clean"]}
     teachers["clean"].logits = teachers["clean"].logits * 0.7  # the less sure one
-    strategy.prepare(dict.fromkeys(("student", "robust", "clean"), SimpleNamespace(device=CPU)))
+    strategy.prepare(dict.fromkeys(("student", "robust", "clean"), TOY))
     adv, nat, moved = 1.0, 1.0, set()
     for number in range(8):
         losses = strategy.step(s)
@@ -563,3 +564,16 @@ def test_features_of_other_widths_are_told_before_the_first_step(tmp_path: Path,
         run_parts.train(made())
     run_parts.train(made(robust_weight=0, student_views={"clean": "adversarial"}))
     run_parts.train(made(level="contrastive"), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "who"),
+    [({"consistency": 0.5}, "student"), ({"weighting": "cosine"}, "robust"), ({"level": "embedding"}, "robust")],
+)
+def test_models_without_features_of_their_own_are_told_before_the_first_step(knobs: dict[str, Any], who: str) -> None:
+    class Whole(nn.Module):
+        pass
+
+    models = {"student": TOY, "clean": TOY, "robust": TOY, who: Whole()}
+    with pytest.raises(UsageError, match=f"{who}: Whole has no features of images"):
+        MMTARD(MMTARDConfig(**knobs)).prepare(models)

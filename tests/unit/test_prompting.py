@@ -84,7 +84,7 @@ class Unfactored(nn.Module):
 
 def test_fap_needs_image_features_and_prompt_tuning_does_not() -> None:
     PromptTuning(PromptTuningConfig()).prepare({"student": Unfactored()})  # type: ignore[dict-item]
-    with pytest.raises(UsageError, match="compares image features"):
+    with pytest.raises(UsageError, match="no features of images apart from its classes"):
         FAP(FAPConfig()).prepare({"student": Unfactored()})  # type: ignore[dict-item]
 
 

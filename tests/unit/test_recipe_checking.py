@@ -149,8 +149,12 @@ r.yaml:12:1: sede: unknown key; did you mean 'seed'?
             "teachers.clean: strategy 'many' needs",
         ),
         (
-            ["strategy.use=many", "teachers.more={use: frozen, model: x, train: true}"],
-            "teachers.more.train: strategy 'many' has no loss that would train the more teacher",
+            ["strategy.use=many", "teachers.clean.train=true"],
+            "teachers.clean.train: strategy 'many' has no loss that would train the clean teacher",
+        ),
+        (
+            ["teachers.clean.ema=0.9"],
+            "teachers.clean.ema: a teacher that follows the student must be its twin",
         ),
         (["teachers.clean.ema=1"], "teachers.clean.ema: must be less than 1, not 1"),
         (["teachers.clean={ema: 0.9, train: true}"], "teachers.clean: a teacher that follows the student"),
@@ -178,8 +182,8 @@ def test_what_is_wrong_is_told(tmp_path: Path, words: list[str], message: str) -
         ["strategy.use=guided", "teachers.guide={use: frozen, model: x}"],
         [
             "strategy.use=many",
-            "teachers.any={use: frozen, model: x}",
-            "teachers.other={use: tower, model: x, ema: 0.9}",
+            "teachers.any={use: frozen, model: x, train: true}",
+            "teachers.own={use: tower, model: small, ema: 0.9}",
         ],
         ["strategy.use=plain", "teachers=null", "attack=null"],
         ["teachers.clean={use: other, model: x, train: true}", "optim.groups.clean.lr=1e-5", "optim.groups.student={}"],

@@ -9,6 +9,8 @@
 - Frozen teachers build no graph unless the pixels ask for one; learners always do, in the loss.
 - `attack(rows=…)` changes those rows alone, with their own labels and noise; none is fine, too.
 - `detach()` cuts, `[rows]` selects; class features and cosines are asked of the output itself. Missing parts are told.
+- Class features are encoded in the mode of training, whoever asks first; a teacher that is not in training is in eval
+  mode under attack.
 - `once` computes in the first phase that asks; `forget` drops what models said, and keeps images and what `once` found.
 """
 
@@ -387,5 +389,36 @@ def test_features_can_only_be_compared_where_there_are_some_of_one_width() -> No
     same_width({"student": ToyModel(ToyConfig()), "clean": ToyModel(ToyConfig())}, "clean")
     with pytest.raises(UsageError, match=r"have 192 dimensions, those of the clean teacher 7"):
         same_width({"student": ToyModel(ToyConfig()), "clean": Wide(ToyConfig())}, "clean")
-    with pytest.raises(UsageError, match="clean: Whole has no image features"):
+    with pytest.raises(UsageError, match="clean: Whole has no features of images"):
         same_width({"student": ToyModel(ToyConfig()), "clean": Whole()}, "clean")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("first", ["attack", "loss"])
+def test_class_features_are_encoded_as_in_training(first: str) -> None:
+    class Moody(Counting):
+        def classifier(self, classes: Tensor, rows: Tensor | None = None) -> Tensor:
+            self.modes.append(self.training)
+            return super().classifier(classes, rows)
+
+    scene = Scene()
+    scene.student = Moody()
+    scene.participant = Participant(scene.student, CLASSES, learns=True)
+    scene.student.train()
+    s = scene.step()
+    if first == "loss":
+        _ = s.student(s.images).classifier
+    s.attack(lambda images, rows: s.student(images).classifier.sum() + images.flatten(1).sum(1))
+    assert scene.student.modes == [True] and scene.student.training
+
+
+def test_a_teacher_that_is_not_in_training_is_in_eval_mode_under_attack() -> None:
+    class Batchwise(Counting):
+        def attacked(self) -> Any:
+            return self.switched(training=True)
+
+    scene = Scene()
+    scene.teacher = Batchwise()
+    scene.teaching = Participant(scene.teacher, CLASSES)
+    s = scene.step()
+    s.attack(lambda images, rows: s.teacher("clean")(images).features.sum(1))
+    assert scene.teacher.modes and not any(scene.teacher.modes)
