@@ -9,6 +9,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 
 from advdistill import UsageError
+from advdistill_clip import configs
 from advdistill_clip.blocks import TARGETS, is_plain, linear_maps
 from advdistill_clip.text import text_prompts_fit, tower_of
 from advdistill_clip.visual import kind_of, prompts_fit
@@ -25,7 +26,7 @@ def blocks_of(model: nn.Module, tower: str) -> list[Block]:
     first block, and norms, pools and projections after the last, belong to none.
 
     Raises:
-        UsageError: the text tower is not of open_clip's own making.
+        UsageError: the text tower is not of open_clip's own making, or timm's tower is none of those.
     """
     if tower == "text":
         if tower_of(model) is None:
@@ -41,8 +42,13 @@ def blocks_of(model: nn.Module, tower: str) -> list[Block]:
     if isinstance(visual, VisionTransformer):
         return _numbered(model, "visual.transformer.resblocks")
     stem = ("visual.trunk.stem",)
-    held_by = next(part for part in ("blocks", "stages", "layers") if hasattr(visual.trunk, part))
-    return [*([stem] if hasattr(visual.trunk, "stem") else []), *_numbered(model, f"visual.trunk.{held_by}")]
+    for part in ("blocks", "stages", "layers"):
+        if isinstance(getattr(visual.trunk, part, None), (nn.Sequential, nn.ModuleList)):
+            return [*([stem] if hasattr(visual.trunk, "stem") else []), *_numbered(model, f"visual.trunk.{part}")]
+    raise UsageError(
+        f"the blocks of a visual tower of the kind {kind_of(visual)} are not known",
+        "learn the whole tower (clip-tune with blocks: all)",
+    )
 
 
 def _numbered(model: nn.Module, holder: str) -> list[Block]:
@@ -84,23 +90,32 @@ def adaptable(model: nn.Module, tower: str, targets: Sequence[str], which: str =
     if missing := [target for target in targets if not there & TARGETS[target]]:
         others = [t for t in TARGETS if any(linear_maps(model.get_submodule(p), [t]) for p in modules)]
         kind = kind_of(model.visual) if tower == "visual" else type(getattr(model, "text", model)).__name__
-        of_kind = f" of the kind {', '.join(missing)}" if others else ""
+        of_kind, only = (f" of the kind {', '.join(missing)}", f"; {', '.join(others)} only") if others else ("", "")
         raise UsageError(
-            f"the {tower} tower ({kind}) has no linear maps{of_kind} that adapters can go with",
+            f"the {tower} tower ({kind}) has no linear maps{of_kind} that adapters can go with{only}",
             f"set targets: [{', '.join(others)}]" if others else "learn the tower itself (clip-tune) or prompts",
         )
     return found
 
 
 def takes(model: nn.Module) -> dict[str, str]:
-    """What can be learned in a model: kind -> why not; empty if it can. Needs no weights."""
+    """What can be learned in a model: kind -> why not; empty if it can. Needs no weights.
+
+    Adapters are those of clip-lora's default targets; where these do not fit, the reason names the others that do.
+    """
     text, visual = _why_not(text_prompts_fit, model), _why_not(prompts_fit, model.visual)
-    kinds = {"text prompts": text, "class-specific context": text, "visual prompts": visual}
-    kinds |= {"coupled prompts": text or visual, "pixel prompts": ""}
-    for tower in ("visual", "text"):
-        each = [_why_not(adaptable, model, tower, [target]) for target in TARGETS]
-        kinds[f"adapters ({tower})"] = _why_not(adaptable, model, tower, [*TARGETS]) if all(each) else ""
-    return kinds | {"tuning": ""}
+    targets = configs.Lora.model_fields["targets"].default
+    return {
+        "text prompts": text,
+        "class-specific context": text,
+        "mixed prompts": text,
+        "visual prompts": visual,
+        "coupled prompts": text or visual,
+        "pixel prompts": "",
+        **{f"adapters ({t})": _why_not(adaptable, model, t, targets) for t in ("visual", "text")},
+        "anchor": visual,
+        "tuning": "",
+    }
 
 
 def _why_not(fit: Callable[..., object], *given: object) -> str:

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -397,6 +398,24 @@ def test_only_batch_norms_that_learn_leave_their_statistics(made):
 
 # What a tower takes
 
+
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "vgg11"])
+def test_towers_without_known_blocks_say_so(tmp_path, name):
+    vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "timm_model_pretrained": False}
+    other = dict.fromkeys(("layers", "width", "head_width", "patch_size"))
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(settings(vision={**other, **vision}, custom_text=True)))
+    source = {"model": str(path), "weights": "random"}
+    clip = Clip.from_config(configs.Clip(**source), weights=False)
+    assert "are not known" in clip.takes()["adapters (visual)"] and clip.takes()["tuning"] == ""
+    for student in (ClipLora, ClipTune):
+        config = configs.Lora if student is ClipLora else configs.Tune
+        with pytest.raises(UsageError, match="are not known") as caught:
+            student.from_config(config(**source, blocks="last-1"), weights=False)
+        assert "blocks: all" in caught.value.hint
+    assert ClipTune.from_config(configs.Tune(**source), weights=False).learned()
+
+
 BUILTIN = {
     "ViT-B-32": "",
     "ViT-B-16-quickgelu": "",
@@ -408,20 +427,20 @@ BUILTIN = {
     "ViT-B-32-SigLIP2-256": "",
     "PE-Core-T-16-384": "",
     "PE-Core-S-16-384": "",
-    "EVA01-g-14": "",
+    "EVA01-g-14": "adapters",
     "EVA02-B-16": "",
-    "EVA02-E-14": "",
+    "EVA02-E-14": "adapters",
     "MobileCLIP-B": "",
     "ViTamin-S": "",
     "vit_medium_patch16_gap_256": "",
     "RN50": "prompts adapters",
     "RN101-quickgelu": "prompts adapters",
-    "convnext_base": "prompts",
+    "convnext_base": "prompts adapters",
     "MobileCLIP-S1": "prompts",
     "swin_base_patch4_window7_224": "prompts",
     "vit_relpos_medium_patch16_cls_224": "prompts",
 }
-"""A name for each class of tower, and what its visual tower does not take."""
+"""A name for each class of tower, and what its visual tower does not take (adapters: on the default maps)."""
 
 
 @pytest.mark.parametrize("name", BUILTIN)
@@ -430,10 +449,18 @@ def test_what_open_clips_architectures_take(name):
     no_prompts, no_adapters = ("prompts" in BUILTIN[name], "adapters" in BUILTIN[name])
     takes = clip.takes()
     assert {kind for kind, why_not in takes.items() if why_not} == {
-        *(["visual prompts", "coupled prompts"] if no_prompts else []),
+        *(["visual prompts", "coupled prompts", "anchor"] if no_prompts else []),
         *(["adapters (visual)"] if no_adapters else []),
     }
-    assert len(takes) == 8 and not any("\n" in why_not for why_not in takes.values())
+    for tower in ("visual", "text"):
+        # What it says is what the student says, as it is by default.
+        try:
+            ClipLora.from_config(configs.Lora(model=name, weights="none", towers=[tower], rank=1), weights=False)
+        except UsageError as error:
+            assert takes[f"adapters ({tower})"] == error.message
+        else:
+            assert takes[f"adapters ({tower})"] == ""
+    assert len(takes) == 10 and not any("\n" in why_not for why_not in takes.values())
     pixels = torch.zeros(2, 3, *clip.size, device="meta")
     if no_prompts:
         with pytest.raises(UsageError) as caught:
@@ -490,7 +517,7 @@ def test_a_foreign_text_tower_can_be_tuned_and_no_more(tmp_path):
     clip.base.model.text = Foreign().requires_grad_(False)
     takes = clip.takes()
     told = {kind for kind, why_not in takes.items() if "Foreign" in why_not}
-    assert told == {"text prompts", "class-specific context", "coupled prompts", "adapters (text)"}
+    assert told == {"text prompts", "class-specific context", "mixed prompts", "coupled prompts", "adapters (text)"}
     assert not any(why_not for kind, why_not in takes.items() if kind not in told)
     with pytest.raises(UsageError, match="Foreign"):
         ClipLora(clip.base, configs.Lora(**parts.source, towers=["text"]))
