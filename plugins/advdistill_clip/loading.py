@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import open_clip
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError, safe_open
@@ -127,17 +128,19 @@ def load_base(config: configs.Base, *, weights: bool = True) -> Base:
     Raises:
         DataError: architecture or weights are unknown, missing, unreadable or do not fit together.
     """
-    if not weights:
-        architecture = find_architecture(config.model)
-        with torch.device("meta"):
-            model = _build(architecture)
-        return _freeze(model, architecture, config.weights)
     sources = (config.model, config.weights, config.text_weights)
-    key = (*map(_stamp, sources), config.weights_seed)
+    key = (weights, *map(_stamp, sources), config.weights_seed)
     base = _BASES.get(key)
     if base is None:
-        base = _BASES[key] = _load(config)
+        base = _BASES[key] = _load(config) if weights else _outline(config)
     return base
+
+
+def _outline(config: configs.Base) -> Base:
+    architecture = find_architecture(config.model)
+    with torch.device("meta"):
+        model = _build(architecture)
+    return _freeze(model, architecture, config.weights)
 
 
 def _stamp(name: str) -> tuple[Any, ...]:
@@ -171,6 +174,10 @@ def _freeze(model: nn.Module, architecture: Architecture, weights: str, told: Ma
     for source in (architecture.preprocess, told or {}, {"size": model.visual.image_size}):
         known.update({key: value for key, value in source.items() if key in known and value is not None})
     known = json.loads(json.dumps(known))  # tuples become lists, as they will in a checkpoint
+    for name in ("mean", "std"):
+        values = known[name]
+        if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+            raise DataError(f"the {name} of {architecture.name}'s preprocessing is {values}", "give three numbers")
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     return Base(model.requires_grad_(False).eval(), architecture, weights, known, fixed)
 
@@ -185,6 +192,12 @@ def find_architecture(name: str) -> Architecture:
         try:
             path = Path(download_pretrained_from_hf(rest, filename="open_clip_config.json"))
         except _DOWNLOADING as error:
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+                raise DataError(
+                    f"{name} holds no open_clip_config.json: it is not in open_clip's format",
+                    "give an architecture's name as `model`, and the file, downloaded, as `weights`",
+                ) from error
             raise DataError(f"{name} could not be fetched: {error}", _OFFLINE) from error
         return Architecture(name, *_read_config(path), bundled=lambda: _fetch(name, rest))
     if scheme == "local-dir":
@@ -213,10 +226,15 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DataError(f"no such model config: {path}", _CONFIG) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a model config: {error}", _CONFIG) from error
-    config = data.get("model_cfg", data) if isinstance(data, dict) else {}
-    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]:
+    data = data if isinstance(data, dict) else {}
+    config, preprocess = data.get("model_cfg", data), data.get("preprocess_cfg") or {}
+    parts = config if isinstance(config, dict) else {}
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    if missing := [key for key, kind in kinds.items() if not isinstance(parts.get(key), kind)]:
         raise DataError(f"{path} is no open_clip model config: it lacks {', '.join(missing)}", _CONFIG)
-    return {k: v for k, v in config.items() if k != "preprocess_cfg"}, data.get("preprocess_cfg") or {}
+    if not isinstance(preprocess, dict):
+        raise DataError(f"{path} is no open_clip model config: preprocess_cfg holds no names and values", _CONFIG)
+    return {k: v for k, v in parts.items() if k != "preprocess_cfg"}, preprocess
 
 
 def _build(architecture: Architecture) -> nn.Module:
@@ -232,7 +250,7 @@ def _build(architecture: Architecture) -> nn.Module:
         kind = open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP
     try:
         return kind(**settings)
-    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError, ImportError) as error:
+    except Exception as error:  # other libraries on somebody's settings: there is no telling what they raise
         raise DataError(
             f"open_clip cannot build {architecture.name}: {type(error).__name__}: {error}",
             "install transformers"
@@ -343,8 +361,11 @@ def _fill(model: nn.Module, path: Path, architecture: Architecture) -> None:
 
 
 def _fill_visual(model: nn.Module, path: Path, architecture: Architecture) -> None:
-    tensors = {name.removeprefix("visual."): tensor for name, tensor in _read(path, architecture).items()}
-    _copy(model.visual, tensors, path, architecture)
+    tensors = _read(path, architecture)
+    visual = {name.removeprefix("visual."): t for name, t in tensors.items() if name.startswith("visual.")}
+    if 0 < len(visual) < len(tensors):
+        raise DataError(f"{path} holds a whole model", "drop `text_weights`")
+    _copy(model.visual, visual or tensors, path, architecture)
 
 
 def _copy(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, architecture: Architecture) -> None:
@@ -408,7 +429,13 @@ def _read_safetensors(path: Path, architecture: Architecture) -> dict[str, Tenso
 
 def _self_test(base: Base) -> None:
     """Our functions over open_clip's parts give what open_clip gives, with these very weights, to 1e-5 of the norm."""
-    apart = _differences(base, base.model)
+    try:
+        apart = _differences(base, base.model)
+    except (IndexError, RuntimeError) as error:
+        raise DataError(
+            f"{base.architecture.name} cannot look at an image of its size, or read a sentence: {error}",
+            "do image_size, vocab_size and context_length in its config fit the tower and the tokenizer?",
+        ) from error
     if max(apart.values()) <= 1e-5:
         return
     # Rounding may add up where activations are large; in double precision only a real difference remains.

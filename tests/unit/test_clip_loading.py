@@ -5,6 +5,7 @@
 - weights from a file are preprocessed as all published weights of the name are, where those agree;
 - half precision is read into full;
 - whatever is missing, damaged, unsafe or does not fit is a DataError with a way out, and never random weights;
+- a hub model in another format, an odd config and a whole model beside `text_weights` are told as what they are;
 - QuickGELU weights in a GELU model, or the other way round, are an error that names the right architecture;
 - weights that are not finite, or features unlike open_clip's, fail the self-test.
 """
@@ -25,6 +26,7 @@ from advdistill_clip.models import Clip
 from advdistill_clip.prompts import ClipPrompts
 from advdistill_clip.tune import ClipTune
 from clip_parts import RESNET, Parts, images, settings
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from advdistill import DataError
@@ -163,6 +165,8 @@ def test_visual_towers_take_the_rest_from_elsewhere(parts):
         base = load(model=str(parts.path), weights=str(path), text_weights=str(parts.weights))
         assert torch.equal(base.model.visual.proj, visual["proj"])
         assert torch.equal(base.model.text_projection, parts.model.text_projection)
+    error = refused(model=str(parts.path), weights=str(parts.weights), text_weights=str(parts.weights))
+    assert "holds a whole model" in error.message and "text_weights" in error.hint
     tuned = ClipTune.from_config(configs.Tune(**parts.source))
     save_file({name: tensor.detach() for name, tensor in tuned.learned().items()}, path.with_suffix(".safetensors"))
     twice = load(model=str(parts.path), weights=str(path.with_suffix(".safetensors")), text_weights=str(parts.weights))
@@ -192,7 +196,26 @@ def test_misspelt_names_are_guessed_at():
 UNKNOWN = '{"embed_dim": 16, "vision_cfg": {"x": 1}, "text_cfg": {}}'
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"embed_dim": 16}', UNKNOWN])
+ODD = [
+    {"vision_cfg": None},
+    {"vision_cfg": 3},
+    {"embed_dim": "a"},
+    settings(vision={"width": 0}),
+    settings(vision={"layers": "x"}),
+    settings(vision={"patch_size": 0}),
+    settings(vision={"timm_model_name": "nope"}),
+    settings(text={"vocab_size": 100}),
+    {"preprocess_cfg": [1]},
+    {"preprocess_cfg": {"mean": 3}},
+    {"preprocess_cfg": {"mean": [0.5, 0.5]}},
+    {"preprocess_cfg": {"std": "x"}},
+    {"model_cfg": 3},
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"embed_dim": 16}', UNKNOWN, *(json.dumps({**settings(), **odd}) for odd in ODD)]
+)
 def test_configs_that_are_none(tmp_path, text):
     path = tmp_path / "broken.json"
     path.write_text(text)
@@ -272,6 +295,20 @@ def test_no_network_is_told(monkeypatch):
     for source in ({"model": "hf-hub:org/name"}, {"model": "ViT-B-32-quickgelu", "weights": "openai"}):
         error = refused(**source)
         assert "could not be fetched: no route" in error.message and "local-dir" in error.hint
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_hub_models_of_another_format_are_told(monkeypatch, there):
+    def fail(*args: object, **settings: object) -> None:
+        try:
+            raise EntryNotFoundError("404") if there else LocalEntryNotFoundError("not cached")
+        except Exception as error:
+            raise FileNotFoundError(f"Failed to download: {error}")  # noqa: B904 as open_clip does
+
+    monkeypatch.setattr(loading, "download_pretrained_from_hf", fail)
+    error = refused(model="hf-hub:org/name")
+    told = "hf-hub:org/name holds no open_clip_config.json: it is not in open_clip's format"
+    assert (error.message == told) == there and ("offline" in error.hint) != there
 
 
 def test_weights_that_are_not_finite_fail_the_self_test(parts):
