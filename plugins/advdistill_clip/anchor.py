@@ -59,9 +59,9 @@ class ClipAnchor(Clip):
             return torch.zeros_like(heard[-1])
 
         white = ((1 - self.mean) / self.std).expand(3, *self.size)[None]
-        # The tower may stand elsewhere than the text tower: a student that shares one of them took it along.
-        white = white.to(next(self.visual.parameters()).device)
-        encode_pixels(self.visual, white, adapters={self._block: {self._path: listen}})
+        # A student that shares parts of the base took them along to its device: a tower follows its first part.
+        device = next(self.visual.parameters()).device
+        encode_pixels(self.visual.to(device), white.to(device), adapters={self._block: {self._path: listen}})
         return heard[0]
 
     def _drawn_to_anchor(self, mixed: Tensor) -> Tensor:

@@ -96,13 +96,17 @@ def test_filters_wider_than_the_image_are_told() -> None:
         model(sigma=float("inf"))
 
 
-def test_the_anchor_stands_where_the_visual_tower_does() -> None:
-    base = model().base
-    before = next(base.model.visual.parameters()).device
-    assert before == next(base.model.parameters()).device
-    alone = copy.deepcopy(base)
-    alone.model.visual.to("meta")
-    assert ClipAnchor(alone, Anchor(**DEMO)).anchor.is_meta
+@pytest.mark.parametrize("left", ["transformer", "visual.transformer.resblocks.0", "visual.transformer.resblocks.3"])
+def test_the_anchor_stands_where_the_visual_tower_does(left: str) -> None:
+    base = copy.deepcopy(model().base)
+    # As after a student that tunes a copy of `left` and shares the rest went to its device.
+    holder, _, name = left.rpartition(".")
+    behind = copy.deepcopy(base.model.get_submodule(left))
+    base.model.to("meta").get_submodule(holder).add_module(name, behind)
+    assert len({parameter.device for parameter in base.model.parameters()}) == 2
+    anchored = ClipAnchor(base, Anchor(**DEMO))
+    assert anchored.anchor.is_meta
+    assert anchored.to("meta").features(images().to("meta")).is_meta
 
 
 TIMM = {"timm_model_pretrained": False, "timm_pool": "", "image_size": 224}
