@@ -112,8 +112,8 @@ def test_the_teachers_are_small() -> None:
 def test_dependencies() -> None:
     names = [re.split(r"[^\w-]", line)[0] for line in PROJECT["project"]["dependencies"]]
     assert sorted(names) == [
-        "matplotlib", "open_clip_torch", "pluggy", "pydantic", "pyyaml", "rich", "safetensors", "scikit-learn", "torch",
-        "torchattacks", "torchvision", "typer",
+        "huggingface_hub", "matplotlib", "open_clip_torch", "pluggy", "pydantic", "pyyaml", "rich", "safetensors",
+        "scikit-learn", "timm", "torch", "torchattacks", "torchvision", "typer",
     ]  # fmt: skip
 
 
