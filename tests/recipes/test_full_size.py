@@ -183,8 +183,9 @@ def test_two_steps_at_full_size(name: str, expected: int, scene: Scene, monkeypa
     assert {key: digest(model) for key, model in frozen.items()} == before
     for role, learner in learners.items():
         changed = [n for n, tensor in learner.trainable.items() if not torch.equal(tensor, start[role][n])]
-        # Not quite all: two small steps may leave a few tensors of a whole tower as they were.
-        assert len(changed) > 0.9 * len(start[role]), f"{role}: {len(changed)} of {len(start[role])} changed"
+        # Not quite all: two small steps may leave a few tensors of a whole tower as they were, and a ResNet drawn at
+        # random begins with residual branches of weight zero, which no gradient enters.
+        assert len(changed) > 0.8 * len(start[role]), f"{role}: {len(changed)} of {len(start[role])} changed"
 
     checkpoint = folder.path / "last.safetensors"
     own = {n: t for n, t in load_file(checkpoint).items() if not n.startswith("teacher.")}
