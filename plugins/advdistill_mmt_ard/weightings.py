@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from advdistill import Clock, Output
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """Shares of the teachers. State that adapts lies in buffers, is made in `prepare` and moves in `updated`.
 
     Args:
@@ -25,6 +26,7 @@ class Weighting(nn.Module):
     def prepare(self, roles: Sequence[str], device: torch.device) -> None:
         """Learn who teaches, before the run."""
 
+    @abstractmethod
     def forward(self, looks: Mapping[str, Output], labels: Tensor) -> dict[str, Tensor]:
         """Each role's share, (B,) or one number.
 
@@ -32,7 +34,6 @@ class Weighting(nn.Module):
             looks: role -> what that teacher says of the images that it sees.
             labels: (B,) long.
         """
-        raise NotImplementedError
 
     def temperature(self, role: str) -> float | Tensor:
         """What that teacher's logits are divided by, beside the strategy's temperature for both sides."""
