@@ -316,12 +316,12 @@ class Step:
         """Whether the teacher in that role learns in this run."""
         return self._teachers[role].learns
 
-    def attack(self, objective: Objective, rows: Tensor | None = None) -> Tensor:
+    def attack(self, objective: Objective | None = None, rows: Tensor | None = None) -> Tensor:
         """Images in the ball around the batch's that raise `objective`; (B, 3, H, W), no graph.
 
         Args:
             objective: `(images, rows) -> (len(rows),)`, where `rows` says which samples of the batch the images
-                stand for. Everybody is in attack mode; only pixels get gradients.
+                stand for; None: the student's cross-entropy. Everybody is in attack mode; only pixels get gradients.
             rows: (n,) long; attack these samples only and leave the others as they are.
         """
         if self._attack is None:
@@ -330,7 +330,7 @@ class Step:
         problem = Problem(
             self.images[chosen],
             self.labels[chosen],
-            lambda images, some: objective(images, chosen[some]),
+            objective and (lambda images, some: objective(images, chosen[some])),
             lambda images, some: self.student(images).logits,
             self._threat,
         )

@@ -50,10 +50,7 @@ class APD(Strategy):
 
     def adversarial(self, s: Step) -> Tensor:
         """x', made once a batch."""
-        return s.once(
-            "adversarial",
-            lambda: s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows])),
-        )
+        return s.once("adversarial", s.attack)
 
     def distance(self, direction: str, teacher: Output, student: Output) -> Tensor:
         """(B,) KL(T || S) or KL(S || T)."""

@@ -21,7 +21,7 @@ class ARD(Strategy):
 
     def step(self, s: Step) -> Losses:
         alpha, temperature = self.config.alpha, self.config.temperature
-        adversarial, robust = against_labels(s), s.teacher("robust")(s.images)
+        adversarial, robust = s.attack(), s.teacher("robust")(s.images)
         terms = {"robust": Term(kl(robust, s.student(adversarial), temperature), alpha * temperature**2)}
         if alpha < 1:
             terms["labels"] = Term(cross_entropy(s.student(s.images), s.labels), 1 - alpha)
@@ -68,7 +68,7 @@ class IAD(Strategy):
     def first(self, s: Step) -> Losses:
         """IAD-I."""
         alpha, temperature = self.config.alpha, self.config.temperature
-        adversarial, report = against_labels(s), {}
+        adversarial, report = s.attack(), {}
         robust, student = s.teacher("robust")(s.images), s.student(adversarial)
         terms = {"robust": Term(kl(robust, student, temperature), alpha * temperature**2)}
         if self.introspective(s, 0.3):
@@ -83,7 +83,7 @@ class IAD(Strategy):
         robust_weight, clean_weight = self.config.robust_weight, self.config.clean_weight
         temperature = self.config.temperature
         square = temperature**2
-        adversarial = against_labels(s)
+        adversarial = s.attack()
         student = s.student(adversarial)
         terms, report = {}, {}
         if robust_weight:
@@ -124,8 +124,3 @@ class AdaAD(Strategy):
         if alpha < 1:
             terms["clean"] = Term(kl(robust(s.images), s.student(s.images)), 1 - alpha)
         return Losses(**terms)
-
-
-def against_labels(s: Step) -> Tensor:
-    """x' = argmax CE(S(x'), y)."""
-    return s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]))

@@ -10,11 +10,6 @@ from torch import Tensor
 from advdistill import Losses, Step, Strategy, Term, VisionLanguageModel, cross_entropy, kl, same_width
 
 
-def attack_labels(s: Step) -> Tensor:
-    """x' = argmax CE(S(x'), y)."""
-    return s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]))
-
-
 class Clean(Strategy):
     """L = CE(S(x), y)."""
 
@@ -29,7 +24,7 @@ class AdversarialCE(Strategy):
     """
 
     def step(self, s: Step) -> Losses:
-        return Losses(student=cross_entropy(s.student(attack_labels(s)), s.labels))
+        return Losses(student=cross_entropy(s.student(s.attack()), s.labels))
 
 
 class TRADES(Strategy):
@@ -90,7 +85,7 @@ class PMGAFT(Strategy):
     """
 
     def step(self, s: Step) -> Losses:
-        adversarial = attack_labels(s)
+        adversarial = s.attack()
         student, config = s.student(adversarial), self.config
         terms = {"student": Term(cross_entropy(student, s.labels))}
         if config.original_weight:
@@ -132,7 +127,7 @@ class HPTGPD(Strategy):
 
     def step(self, s: Step) -> Losses:
         config = self.config
-        adversarial = attack_labels(s)
+        adversarial = s.attack()
         student = s.student(adversarial)
         warmup = config.warmup * s.clock.steps if config.warmup < 1 else config.warmup
         if s.clock.step < int(warmup):

@@ -37,7 +37,7 @@ class CIARD(Strategy):
         self.balance.prepare(ROLES, models["student"].device)
 
     def step(self, s: Step) -> Losses:
-        adversarial = s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]))
+        adversarial = s.attack()
         images = {"robust": adversarial, "clean": s.images}
         looks = {role: s.teacher(role)(images[role]) for role in ROLES}
         shares: Mapping[str, float | Tensor] = dict.fromkeys(ROLES, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from advdistill import Clock, Losses, Step, Strategy, Term, VisionLanguageModel, cross_entropy, kl
+from advdistill import Clock, Losses, Step, Strategy, Term, VisionLanguageModel, kl
 from advdistill_mmt_ard.weightings import EntropyTemperature, RelativeLoss
 
 ROLES = ("robust", "clean")
@@ -30,7 +30,7 @@ class MTARD(Strategy):
         self.weighting.prepare(ROLES, models["student"].device)
 
     def step(self, s: Step) -> Losses:
-        adversarial = s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]))
+        adversarial = s.attack()
         images = {"robust": adversarial, "clean": s.images}
         looks = {role: s.teacher(role)(images[role]) for role in ROLES}
         shares = self.weighting(looks, s.labels)

@@ -34,7 +34,7 @@ class PromptTuning(Strategy):
     def step(self, s: Step) -> Losses:
         first = len(s.images) // 2 if self.config.batch == "half" else 0
         attacked = torch.arange(first, len(s.images), device=s.images.device) if first else None
-        mixed = s.attack(lambda images, rows: cross_entropy(s.student(images), s.labels[rows]), attacked)
+        mixed = s.attack(rows=attacked)
         return Losses(student=cross_entropy(s.student(mixed), s.labels))
 
 
