@@ -21,10 +21,11 @@ from advdistill.hooks.specs import (
 )
 
 if TYPE_CHECKING:
-    from advdistill.engine.attack import Attack, Noise, Problem
+    from advdistill.engine.attack import Attack, Noise, Problem, right
     from advdistill.engine.checkpoint import load
+    from advdistill.engine.count import Count
     from advdistill.engine.data import ArraySplit, Dataset, Split
-    from advdistill.engine.evaluate import Count, Results
+    from advdistill.engine.evaluate import Results
     from advdistill.engine.events import (
         Event,
         Examples,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from advdistill.engine.losses import cross_entropy, kl
     from advdistill.engine.model import Factored, VisionLanguageModel
     from advdistill.engine.splits import few_shot, partition
-    from advdistill.engine.step import Output, Step
+    from advdistill.engine.step import Output, Seen, Step
     from advdistill.engine.strategy import Losses, Strategy, Term, factored, same_width
     from advdistill.engine.types import ClassSet, Clock, Threat
     from advdistill.recipe.fields import Config, PixelDistance
@@ -54,7 +55,7 @@ _LAZY = {
     "ClassSet": "engine.types",
     "Clock": "engine.types",
     "Config": "recipe.fields",
-    "Count": "engine.evaluate",
+    "Count": "engine.count",
     "Dataset": "engine.data",
     "Event": "engine.events",
     "Examples": "engine.events",
@@ -73,6 +74,7 @@ _LAZY = {
     "RunStarted": "engine.events",
     "RunStopped": "engine.events",
     "Saved": "engine.events",
+    "Seen": "engine.step",
     "Split": "engine.data",
     "Step": "engine.step",
     "StepDone": "engine.events",
@@ -88,6 +90,7 @@ _LAZY = {
     "load": "engine.checkpoint",
     "partition": "engine.splits",
     "resource": "recipe.paths",
+    "right": "engine.attack",
     "same_width": "engine.strategy",
 }
 
@@ -124,6 +127,7 @@ __all__ = [
     "RunStarted",
     "RunStopped",
     "Saved",
+    "Seen",
     "Split",
     "Step",
     "StepDone",
@@ -145,6 +149,7 @@ __all__ = [
     "load",
     "partition",
     "resource",
+    "right",
     "same_width",
 ]
 

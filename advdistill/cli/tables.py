@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from advdistill.engine.evaluate import Count, Results
+    from advdistill.engine.count import Count
+    from advdistill.engine.evaluate import Results
 
 TITLE = "accuracy in % [95 % Wilson interval]"
 STORED = "* stored: measured when the model was made, under the same statement"

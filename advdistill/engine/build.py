@@ -18,6 +18,7 @@ from advdistill.engine.step import Participant
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, RecipeError, UsageError
+from advdistill.hooks.specs import AttackSpec
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -44,8 +45,13 @@ def model(registry: Registry, block: Block, *, weights: bool = True) -> VisionLa
 
 
 def component(registry: Registry, block: Block) -> Any:
-    """Build an attack, strategy, dataset or reporter."""
-    return registry.load(block.spec)(block.config)
+    """Build an attack (with those it wraps), strategy, dataset or reporter."""
+    if not isinstance(block.spec, AttackSpec):
+        return registry.load(block.spec)(block.config)
+    inner = [component(registry, each) for each in block.inner]
+    attack = registry.load(block.spec)(block.config, inner) if inner else registry.load(block.spec)(block.config)
+    attack.name = block.use
+    return attack
 
 
 def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:

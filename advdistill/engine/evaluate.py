@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.attack import Attack, Noise, Problem
+from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Split, read, stratified
 from advdistill.engine.step import Participant
 from advdistill.engine.types import Threat
@@ -27,27 +27,6 @@ Progress = Callable[[str, int, int], None]
 
 Found = Callable[[str, Batch, Tensor, Tensor], None]
 """`found(protocol, batch, images, right)`: the images that decided a batch, (B, 3, H, W); the outcome, (B,) bool."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """`hits` of `total` samples."""
-
-    hits: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """hits / total, in [0, 1]."""
-        return self.hits / self.total
-
-    def wilson(self, z: float = 1.959964) -> tuple[float, float]:
-        """The Wilson score interval of the share (Wilson 1927), 95 % by default; sampling error only."""
-        n, p = self.total, self.share
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        # Where all or none are hit, rounding would put the bound on the wrong side of the share.
-        return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from advdistill.engine.evaluate import Count, Results
+    from advdistill.engine.count import Count
+    from advdistill.engine.evaluate import Results
     from advdistill.engine.types import Clock
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError
+from advdistill.errors import DataError, UsageError
 
 Classes = Any
 """What a model's `prepare` made of a ClassSet (token ids and the like); opaque to the engine."""
@@ -29,6 +29,7 @@ class VisionLanguageModel(nn.Module, ABC):
         batch_independent: in eval mode an image's logits do not depend on its batch mates.
         deterministic: the same images give the same logits in eval mode.
         differentiable: gradients reach the pixels.
+        exposes: what `exposed` can do for an attacker.
         image_size: the side in pixels that the tower works at; inputs of other sizes are resized inside.
         templates: its own templates, which replace the data set's; empty: it takes those.
         stored_results: its row of measured numbers, where its file brought one (`Results.to_json`).
@@ -37,6 +38,7 @@ class VisionLanguageModel(nn.Module, ABC):
     batch_independent: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
+    exposes: ClassVar[frozenset[str]] = frozenset()
     image_size: int
     templates: tuple[str, ...] = ()
     stored_results: Mapping[str, Any] | None = None
@@ -112,6 +114,26 @@ class VisionLanguageModel(nn.Module, ABC):
     def attacked(self) -> AbstractContextManager[None]:
         """The mode under attack in training: eval, unless the model has a reason (batch statistics) to differ."""
         return self.evaluated()
+
+    @contextlib.contextmanager
+    def exposed(self, how: str) -> Iterator[None]:
+        """For a while, what hides gradients does so no longer; what the model answers stays the same.
+
+        A model that declares `exposes` overrides this.
+
+        Args:
+            how: "bpda": gradients pass through stand-ins of the steps that have none (Athalye et al. 2018,
+                arXiv 1802.00420); "unrolled": through the optimisation that the model runs on its input.
+
+        Raises:
+            UsageError: the model has nothing of the kind.
+        """
+        if how not in self.exposes:
+            offered = ", ".join(sorted(self.exposes)) or "nothing"
+            raise UsageError(
+                f"{type(self).__name__} exposes {offered}, not {how!r}", "attack it as it is, or through another model"
+            )
+        yield
 
     def load_learned(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy stored values into `learned()`, strictly: the same names, the same shapes.

@@ -190,6 +190,53 @@ class Participant:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
 
+class Seen:
+    """A model as an attacker sees it: a constant, through which gradients reach the pixels alone.
+
+    Args:
+        participant: the model, while it is `deployed` or `under_attack`.
+    """
+
+    def __init__(self, participant: Participant) -> None:
+        self._participant = participant
+
+    def logits(self, images: Tensor, classifier: Tensor | None = None) -> Tensor:
+        """(n, C) float32.
+
+        Args:
+            images: (n, 3, H, W) in [0, 1].
+            classifier: (C, D) class features of somebody else's, to stand in the place of its own.
+        """
+        model = self._participant.model
+        if classifier is None:
+            return self._participant.logits(images, constant=True)
+        features = self._participant.features(images)
+        if not isinstance(model, Factored) or classifier.shape[1] != model.width:
+            raise UsageError(
+                f"class features of width {classifier.shape[1]} do not go with image features of {features.shape[1]}",
+                "take prompts from a model of the same width",
+            )
+        return model.logits(features, classifier)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, D) image features, not normalised. Raises UsageError where the model has none."""
+        return self._participant.features(images)
+
+    def classifier(self, templates: tuple[str, ...] = ()) -> Tensor:
+        """(C, D) unit-norm class features: the model's own, or those it gives the classes in other `templates`."""
+        if not templates:
+            return self._participant.classifier().detach()
+        model = self._participant.model
+        if not isinstance(model, Factored):
+            raise UsageError(f"{type(model).__name__} has no class features apart from its images")
+        with torch.no_grad():
+            return model.classifier(model.prepare(ClassSet(self._participant.classes.names, templates)))
+
+    def exposed(self, how: str) -> contextlib.AbstractContextManager[None]:
+        """See `VisionLanguageModel.exposed`."""
+        return self._participant.model.exposed(how)
+
+
 def _full(tensor: Tensor) -> Tensor:
     """Never less than float32, which autocast gives; a model in float64 keeps it."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -333,6 +380,7 @@ class Step:
             objective and (lambda images, some: objective(images, chosen[some])),
             lambda images, some: self.student(images).logits,
             self._threat,
+            seen=self._seen,
         )
         noise = self._noise if rows is None else self._noise.of(rows)
         with contextlib.ExitStack() as stack:
@@ -342,6 +390,13 @@ class Step:
         images = self.images.index_copy(0, chosen, found)
         self._known.append(images)
         return images
+
+    def _seen(self, name: str) -> Seen:
+        if name != "self" and name not in self._teachers:
+            raise UsageError(
+                f"an attack in training asks for the model {name!r}; there are: {', '.join(['self', *self.roles])}"
+            )
+        return Seen(self._student if name == "self" else self._teachers[name])
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """`compute()`, without graph, when first asked; the same tensor in later phases of this batch."""

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, get_args
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
+ASKS = ("gradients", "scores", "labels", "nothing")
+KNOWLEDGE = ("weights", "prompts", "templates", "class names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +78,33 @@ class AttackSpec(Spec):
     Attributes:
         norms: the threat norms it respects, out of linf, l2, l1, l0.
         objective: it maximises any per-sample objective; False: it is driven by labels alone and sees a module.
+        asks: what it asks the attacked model for: "gradients", "scores" (logits), "labels" (the answer), or "nothing"
+            (it is made on another model, or is noise).
+        guesses: what it does without that a white-box attacker knows: some of "weights", "prompts", "templates",
+            "class names".
+        targeted: it aims at one class at a time.
+        wraps: the name of the setting that holds another attack's block, or a list of them; "": none. They are built
+            first and handed over as `inner`.
     """
 
     kind: ClassVar[str] = "attack"
     norms: frozenset[str] | set[str] = field(default=frozenset())
     objective: bool = False
+    asks: str = "gradients"
+    guesses: frozenset[str] | set[str] = field(default=frozenset())
+    targeted: bool = False
+    wraps: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "norms", frozenset(self.norms))
+        object.__setattr__(self, "guesses", frozenset(self.guesses))
         if not self.norms or self.norms - set(NORMS):
             raise ValueError(f"{self.name}: norms {sorted(self.norms)} must be some of {sorted(NORMS)}")
+        if self.asks not in ASKS:
+            raise ValueError(f"{self.name}: asks {self.asks!r} must be one of {', '.join(ASKS)}")
+        if self.guesses - set(KNOWLEDGE):
+            raise ValueError(f"{self.name}: guesses {sorted(self.guesses)} must be some of {', '.join(KNOWLEDGE)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from pydantic.fields import FieldInfo
 
 from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
 from advdistill.hooks.registry import Entry, Registry
-from advdistill.hooks.specs import AttackSpec, StrategySpec
+from advdistill.hooks.specs import AttackSpec, Spec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
 from advdistill.recipe.model import FORMAT, Evaluate, Learning, Optim, RecipeModel, Threat, Train
-from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
+from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Node, Problem, dotted, from_plain
 from advdistill.recipe.providers import Record, find
 from advdistill.recipe.resolved import Block, Recipe, TeacherBlock
 
@@ -83,45 +83,72 @@ class Check:
     def names(self) -> None:
         """Phase 3: every block names a plugin that is there."""
         for path, kind, node in _blocks(self.root):
-            use = node.value.get("use")
-            if use is None:
-                self.fail(
-                    path,
-                    f"says not which {kind}: it needs `use: NAME`",
-                    hint="`advdistill plugins list` shows the names.",
-                )
-            elif not isinstance(use.value, str):
-                self.fail((*path, "use"), f"must be the name of a {kind}")
-            else:
-                try:
-                    self.entries[path] = find(self.registry, kind, use.value, self.provided)
-                except RecipeError as error:
-                    self.fail((*path, "use"), error.message, hint=error.hint)
-                except PluginError as error:
-                    self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
+            self._name(path, kind, node)
 
-    def settings(self) -> None:
-        """Phase 4: each block against its plugin's own Config."""
-        for path, entry in self.entries.items():
+    def _name(self, path: KeyPath, kind: str, node: Node) -> None:
+        use = node.value.get("use")
+        if use is None:
+            hint = "`advdistill plugins list` shows the names."
+            self.fail(path, f"says not which {kind}: it needs `use: NAME`", hint=hint)
+        elif not isinstance(use.value, str):
+            self.fail((*path, "use"), f"must be the name of a {kind}")
+        else:
             try:
-                config_class = self.registry.load(entry.spec, "config") or Config
+                self.entries[path] = find(self.registry, kind, use.value, self.provided)
+            except RecipeError as error:
+                self.fail((*path, "use"), error.message, hint=error.hint)
             except PluginError as error:
                 self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
+
+    def settings(self) -> None:
+        """Phase 4: each block against its plugin's own Config, and the attacks that attacks wrap."""
+        for path in list(self.entries):
+            self._setting(path, self.root.nearest(path))
+
+    def _setting(self, path: KeyPath, node: Node) -> None:
+        entry = self.entries[path]
+        try:
+            config_class = self.registry.load(entry.spec, "config") or Config
+        except PluginError as error:
+            self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
+            return
+        own = {"use", *_OF_TEACHERS} if path[0] == "teachers" else {"use"}
+        rest = Node({key: item for key, item in node.value.items() if key not in own}, node.mark, node.key)
+        hint = f"`advdistill plugins show {entry.spec.kind}:{entry.spec.name}` lists its settings."
+        config = self._validated(config_class, rest, path, hint)
+        block = (node.value["use"].value, entry.qualified, entry.spec)
+        if path[0] != "teachers":
+            inner = self._wrapped(path, node, entry.spec, config)
+            if config is not None and inner is not None:
+                self.blocks[path] = Block(*block, config, inner)
+            return
+        given = Node({key: node.value[key] for key in _OF_TEACHERS if key in node.value}, node.mark, node.key)
+        learning = self._validated(Learning, given, path)
+        if config is not None and learning is not None:
+            self.blocks[path] = TeacherBlock(*block, config, train=learning.train, ema=learning.ema)
+
+    def _wrapped(self, path: KeyPath, node: Node, spec: Spec, config: Config | None) -> tuple[Block, ...] | None:
+        """The blocks that stand in an attack's settings, or in their defaults; None where one is not valid."""
+        if not isinstance(spec, AttackSpec) or not spec.wraps or config is None:
+            return ()
+        given = node.value.get(spec.wraps)
+        default = given is None or not given.value
+        held = from_plain(getattr(config, spec.wraps), Mark("default")) if default else given
+        several = isinstance(held.value, list)
+        places = [((*path, spec.wraps, i), item) for i, item in enumerate(held.value)] if several else [
+            ((*path, spec.wraps), held)
+        ]  # fmt: skip
+        found = []
+        for place, item in places:
+            if not isinstance(item.value, dict):
+                self.fail(place, "must be the block of an attack, like {use: pgd, steps: 20}")
                 continue
-            node = self.root.nearest(path)
-            own = {"use", *_OF_TEACHERS} if path[0] == "teachers" else {"use"}
-            rest = Node({key: item for key, item in node.value.items() if key not in own}, node.mark, node.key)
-            hint = f"`advdistill plugins show {entry.spec.kind}:{entry.spec.name}` lists its settings."
-            config = self._validated(config_class, rest, path, hint)
-            block = (node.value["use"].value, entry.qualified, entry.spec)
-            if path[0] != "teachers":
-                if config is not None:
-                    self.blocks[path] = Block(*block, config)
-                continue
-            given = Node({key: node.value[key] for key in _OF_TEACHERS if key in node.value}, node.mark, node.key)
-            learning = self._validated(Learning, given, path)
-            if config is not None and learning is not None:
-                self.blocks[path] = TeacherBlock(*block, config, learning.train, learning.ema)
+            self._name(place, "attack", item)
+            if place in self.entries:
+                self._setting(place, item)
+            if place in self.blocks:
+                found.append(self.blocks.pop(place))
+        return tuple(found) if len(found) == len(places) else None
 
     def together(self) -> None:
         """Phase 5: what only shows across blocks."""
@@ -144,7 +171,7 @@ class Check:
 
     def plugins_own(self, recipe: Recipe) -> None:
         """Phase 5, the plugins' part: the `check` functions of the specs, on a recipe that is valid so far."""
-        for path, block in self.blocks.items():
+        for path, block in [pair for place, top in self.blocks.items() for pair in top.all(place)]:
             try:
                 check = self.registry.load(block.spec, "check")
                 for key, message in check(block.config, recipe) if check else ():

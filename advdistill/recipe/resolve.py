@@ -155,7 +155,11 @@ def _assemble(check: Check, model: RecipeModel) -> Recipe:
         report=tuple(blocks[("report", index)] for index in range(len(model.report))),
         tree=tree,
         origins={dotted(path): _origin(check.root, path) for path in _leaves(tree)},
-        providers=tuple(record(path, block.use, check.entries[path]) for path, block in blocks.items()),
+        providers=tuple(
+            record(path, block.use, check.entries[path])
+            for place, top in blocks.items()
+            for path, block in top.all(place)
+        ),
         plugin_hashes={str(plugin.file): plugin.sha256 for plugin in check.registry.plugins if plugin.file},
         warnings=tuple(check.warnings),
     )

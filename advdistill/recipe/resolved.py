@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from advdistill.hooks.specs import Spec
+from advdistill.hooks.specs import AttackSpec, Spec
 from advdistill.recipe.fields import Config
 from advdistill.recipe.model import Optim, Save, Threat, Train
+from advdistill.recipe.nodes import KeyPath
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,30 @@ class Block:
         qualified: `dist:name`.
         spec: what the plugin declared.
         config: its validated settings.
+        inner: the blocks of the attacks that an attack wraps.
     """
 
     use: str
     qualified: str
     spec: Spec
     config: Config
+    inner: tuple[Block, ...] = ()
 
     def tree(self) -> dict[str, Any]:
         """The block as a recipe would write it, defaults filled in; JSON-able."""
-        return {"use": self.use, **self.config.model_dump(mode="json")}
+        tree = {"use": self.use, **self.config.model_dump(mode="json")}
+        if self.inner and isinstance(self.spec, AttackSpec):
+            wrapped = [block.tree() for block in self.inner]
+            tree[self.spec.wraps] = wrapped if isinstance(tree[self.spec.wraps], list) else wrapped[0]
+        return tree
+
+    def all(self, path: KeyPath) -> Iterator[tuple[KeyPath, Block]]:
+        """This block, which stands at `path`, and those inside it, each with its own path."""
+        yield path, self
+        if isinstance(self.spec, AttackSpec):
+            several = isinstance(getattr(self.config, self.spec.wraps or "model_config"), list)
+            for index, block in enumerate(self.inner):
+                yield from block.all((*path, self.spec.wraps, *([index] if several else [])))
 
 
 @dataclass(frozen=True)

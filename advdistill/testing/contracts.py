@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from advdistill.engine import events
 from advdistill.engine.attack import Attack, Noise, Objective, Problem
+from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Dataset
-from advdistill.engine.evaluate import Count, Results
+from advdistill.engine.evaluate import Results
 from advdistill.engine.model import Factored, VisionLanguageModel
 from advdistill.engine.step import Participant, Step
 from advdistill.engine.strategy import Losses, Strategy

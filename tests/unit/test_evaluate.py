@@ -24,8 +24,9 @@ from advdistill_attacks.pgd import PGD
 from torch import Tensor
 
 from advdistill import Attack, ClassSet, Noise, Problem, Threat
+from advdistill.engine.count import Count
 from advdistill.engine.data import ArraySplit, Batch, Split
-from advdistill.engine.evaluate import Count, Protocol, Results, correct, evaluate, split_reader
+from advdistill.engine.evaluate import Protocol, Results, correct, evaluate, split_reader
 from advdistill.engine.step import Participant
 from advdistill.errors import UsageError
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
