@@ -22,7 +22,7 @@ from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Dataset
 from advdistill.engine.evaluate import Results
 from advdistill.engine.model import Factored, VisionLanguageModel
-from advdistill.engine.step import Participant, Step
+from advdistill.engine.step import Participant, Seen, Step
 from advdistill.engine.strategy import Losses, Strategy
 from advdistill.engine.types import ClassSet, Clock, Threat
 from advdistill.errors import DataError
@@ -87,9 +87,11 @@ def _check_attack(
     independent: bool,
 ) -> None:
     def problem(of: Batch = batch, watch: bool = False) -> Problem:
-        return Problem(of.images.clone(), of.labels.clone(), climb, logits, threat, watch)
+        return Problem(of.images.clone(), of.labels.clone(), climb, logits, threat, watch, seen=_acquaintance(logits))
 
     noise = Noise(0, "contract", 0, batch.samples)
+    if attack.studies:
+        attack.study(problem(), threat, noise)
     trial = problem()
     found = attack.run(trial, threat, noise)
     demand(torch.equal(trial.images, batch.images), told + "it wrote into the clean images")
@@ -123,6 +125,22 @@ def _check_attack(
         # Sums of another batch size round differently, which can turn the sign of a gradient that is nearly 0.
         apart = ((alone - found[rows]).abs() > 1e-4).float().mean().item()
         demand(apart < 0.01, told + f"{apart:.0%} of the pixels depend on a sample's batch mates")
+
+
+def _acquaintance(logits: Objective) -> Callable[[str], Seen]:
+    """Whoever an attack asks for: the attacked model itself, or for any other name a toy that differs a little."""
+
+    class Self(Seen):
+        def logits(self, images: Tensor, classifier: Tensor | None = None) -> Tensor:
+            return (
+                logits(images, torch.arange(len(images))) if classifier is None else super().logits(images, classifier)
+            )
+
+    own, other = ToyModel(ToyConfig()), ToyModel(ToyConfig())
+    with torch.no_grad():
+        other.gain.mul_(1 + 0.1 * torch.linspace(-1, 1, len(other.gain)))
+    known = Self(Participant(own, CLASSES)), Seen(Participant(other, CLASSES))
+    return lambda name: known[name != "self"]
 
 
 @contextlib.contextmanager

@@ -21,9 +21,11 @@ from PIL import Image
 
 from advdistill import Attack, Losses, Reporter, Strategy, Term, cross_entropy, kl
 from advdistill.engine import checkpoint, events
+from advdistill.engine.build import component
 from advdistill.engine.data import ArraySplit
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.header import FORMAT
+from advdistill.recipe.resolve import resolve_blocks
 from advdistill.testing import (
     Broken,
     ToyAttack,
@@ -76,9 +78,10 @@ def test_nothing_is_skipped():
 
 @pytest.mark.parametrize("entry", entries("attack"))
 def test_attacks(entry):
-    attack, config = build(entry)
+    settings = {"use": entry.qualified, **MADE.get(entry.spec.name, {})}
+    attack = component(REGISTRY, resolve_blocks({"attack": settings}, REGISTRY)["attack",])
     radii = RADIUS.get(entry.spec.name, RADII)
-    check_attack(attack(config), entry.spec.norms, objective=entry.spec.objective, radii=radii)
+    check_attack(attack, entry.spec.norms, objective=entry.spec.objective, radii=radii)
 
 
 @pytest.mark.parametrize("entry", entries("strategy"))
