@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from advdistill import Config, PixelDistance
 
@@ -35,3 +37,207 @@ class FGSM(Config):
     """Length of the step in the threat's norm; 0: eps, or 1.25 * eps from a random start (arXiv 2001.03994)."""
     random_start: bool = False
     """Start anywhere in the ball, not at the clean image."""
+
+
+# --- against distillation and prompts ---
+
+HAND_WRITTEN = ["a photo of a {}."]
+SEVEN = [
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+]
+"""The seven templates that Radford et al. (2021, arXiv 2103.00020) found to do best together on ImageNet."""
+
+
+class Restated(Config):
+    """An attack that climbs something else than the problem's own objective."""
+
+    attack: dict[str, Any] = Field(default_factory=lambda: {"use": "pgd", "steps": 100})
+    """The block of the attack that does the climbing."""
+
+
+class _ByObjective(Restated):
+    @field_validator("attack")
+    @classmethod
+    def _brings_no_loss(cls, attack: dict[str, Any]) -> dict[str, Any]:
+        if attack.get("loss"):
+            raise ValueError(f"the inner attack would climb {attack['loss']!r} instead; drop its loss")
+        return attack
+
+
+class TeacherGuided(_ByObjective):
+    """Away from the teacher."""
+
+    teacher: str = "clean"
+    """The role of the teacher in the recipe, or `base`."""
+    teacher_sees: Literal["clean", "adversarial"] = "clean"
+    """The image that the teacher looks at: the clean one, as in APD, or the adversarial one."""
+    order: Literal["teacher-student", "student-teacher"] = "teacher-student"
+    """KL(teacher || student), which distillation minimises, or KL(student || teacher)."""
+
+
+class Feature(_ByObjective):
+    """Away from the clean image's features."""
+
+    distance: Literal["l2", "cosine"] = "l2"
+    """Squared Euclidean distance, or 1 - cosine."""
+
+
+class CrossPrompt(Restated):
+    """With prompts of the attacker's own."""
+
+    prompts: Literal["hand-written", "teacher", "ensemble"] = "hand-written"
+    """Class features of hand-written templates, averaged; the teacher's own; or several templates, each a classifier of
+    its own whose losses are averaged."""
+    teacher: str = "clean"
+    """Whose prompts, for `teacher`."""
+    templates: list[str] = Field(default_factory=list)
+    """Sentences with one {} each; empty: `a photo of a {}.`, and for `ensemble` seven of CLIP's."""
+
+    @field_validator("templates")
+    @classmethod
+    def _fitting(cls, templates: list[str], known: ValidationInfo) -> list[str]:
+        if any(template.count("{}") != 1 for template in templates):
+            raise ValueError("each template must hold exactly one {}")
+        if known.data.get("prompts") == "teacher":
+            if templates:
+                raise ValueError("the teacher brings its prompts; drop the templates, or set prompts: hand-written")
+            return []
+        return templates or (SEVEN if known.data.get("prompts") == "ensemble" else HAND_WRITTEN)
+
+
+class CleanBackbone(Restated):
+    """On the undefended twin."""
+
+
+class Universal(Config):
+    """One perturbation for all images."""
+
+    images: int = Field(500, ge=1)
+    """How many training images it is learned on."""
+    epochs: int = Field(10, ge=1)
+    """Passes over them."""
+    batch_size: int = Field(64, ge=1)
+    """Images whose mean gradient makes a step."""
+    step: PixelDistance = 0.0
+    """Length of a step in the threat's norm; 0: eps / 4. (inferred)"""
+
+
+class FABT(Config):
+    """The fast adaptive boundary attack, one target at a time."""
+
+    targets: int = Field(9, ge=1)
+    """Classes to aim at, those with the highest logits on the clean image; all others where there are fewer."""
+    steps: int = Field(100, ge=1)
+    """Steps towards each target."""
+    restarts: int = Field(1, ge=1)
+    """Runs towards each target; the first starts at the clean image, the others at random half a radius away."""
+    alpha_max: float = Field(0.1, ge=0, le=1)
+    """The largest weight of the way back to the clean image in a step."""
+    eta: float = Field(1.05, ge=1)
+    """How far beyond the linearised boundary a step goes, as a factor."""
+    beta: float = Field(0.9, gt=0, lt=1)
+    """How much of its perturbation a misclassified image keeps before the next step."""
+    final_search: int = Field(0, ge=0)
+    """Steps of interpolation from each run's nearest find to the boundary: the paper takes 3, the standard ensemble's
+    code none."""
+
+
+class FMN(Config):
+    """The fast minimum-norm attack."""
+
+    steps: int = Field(100, ge=1)
+    """Gradient steps."""
+    step: float = Field(0.0, ge=0)
+    """l2 length of the first step, of the last a hundredth of it; 0: 1, and 10 for linf."""
+    gamma: float = Field(0.05, gt=0, lt=1)
+    """By which share the radius grows or shrinks in the first step; it falls to 0.001."""
+
+
+class Square(Config):
+    """Random search with squares."""
+
+    queries: int = Field(5000, ge=1)
+    """Images that the model is asked about, per sample."""
+    p_init: float = Field(0.8, gt=0, le=1)
+    """Share of the image that the first squares cover."""
+    rescale: bool = False
+    """Run through the schedule, which is made for 10,000 queries, in as many as there are."""
+
+
+class RayS(Config):
+    """Search for the nearest corner by answers alone."""
+
+    queries: int = Field(10000, ge=1)
+    """Images that the model is asked about, per sample."""
+
+
+class Transfer(Config):
+    """Iterated gradient signs, and what makes them transfer."""
+
+    steps: int = Field(10, ge=1)
+    """Gradient steps."""
+    step: PixelDistance = 0.0
+    """Length of a step in the threat's norm; 0: eps / steps, as in the papers."""
+    decay: float = Field(0.0, ge=0)
+    """How much of the accumulated gradient stays: g <- decay * g + gradient / mean |gradient|; 0: no momentum."""
+    kernel: int = Field(1, ge=1)
+    """Side of the Gaussian in pixels that smooths the gradient; odd; 1: no smoothing."""
+    sigma: float = Field(3.0, gt=0)
+    """Standard deviations from the middle of that kernel to its edge."""
+    probability: float = Field(0.0, ge=0, le=1)
+    """How often an image is made smaller and moved before the model sees it; 0: never."""
+    resize_rate: float = Field(0.9, gt=0, le=1)
+    """The smallest size that it then gets, as a share of its own."""
+    random_start: bool = False
+    """Start anywhere in the ball, not at the clean image."""
+
+    @model_validator(mode="after")
+    def _kernel_has_a_middle(self) -> Transfer:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel: {self.kernel} has no middle; take an odd number")
+        return self
+
+
+class MIFGSM(Transfer):
+    """Momentum."""
+
+    decay: float = Field(1.0, ge=0)
+    """How much of the accumulated gradient stays."""
+
+
+class TIFGSM(Transfer):
+    """Smoothed gradients."""
+
+    kernel: int = Field(15, ge=1)
+    """Side of the Gaussian in pixels that smooths the gradient; odd; 1: no smoothing."""
+
+
+class DIFGSM(Transfer):
+    """Images of random size and place."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    """How often an image is made smaller and moved before the model sees it; 0: never."""
+
+
+class TIMIDIFGSM(Transfer):
+    """Smoothing, momentum and diversity together."""
+
+    decay: float = Field(1.0, ge=0)
+    """How much of the accumulated gradient stays."""
+    kernel: int = Field(15, ge=1)
+    """Side of the Gaussian in pixels that smooths the gradient; odd; 1: no smoothing."""
+    probability: float = Field(0.5, ge=0, le=1)
+    """How often an image is made smaller and moved before the model sees it; 0: never."""
+
+
+class RandomNoise(Config):
+    """Noise without any question to the model."""
+
+    draws: int = Field(20, ge=1)
+    """Images tried, by turns anywhere in the ball and at its corners."""
