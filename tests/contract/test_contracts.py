@@ -42,13 +42,23 @@ from advdistill.testing.contracts import RADII, sample_events
 from advdistill.testing.toy import CLASSES
 
 REGISTRY = default_registry()
-SHIPPED = {"attack": 30, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
+SHIPPED = {"attack": 39, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
 CLIP = {"model": "advdistill_demo:small.json", "weights": "random"}
 MADE = {
     "ta-square": {"n_queries": 200},
     "ta-spsa": {"nb_iter": 2, "nb_sample": 16},
     "ta-onepixel": {"steps": 1},
     "ta-pixle": {"restarts": 1, "max_iterations": 3},
+    "apgd": {"steps": 20, "restarts": 2},
+    "apgd-t": {"steps": 8, "classes": 3},
+    "eot": {"draws": 2, "attack": {"use": "apgd", "steps": 8, "restarts": 1}},
+    "bpda": {"through": "base", "attack": {"use": "apgd", "steps": 8, "restarts": 1}},
+    "unrolled": {"attack": {"use": "apgd", "steps": 8, "restarts": 1}},
+    "autoattack": {"version": "custom", "attacks": [{"use": "apgd", "steps": 8}, {"use": "square", "queries": 50}]},
+    "fab-t": {"steps": 20, "targets": 2},
+    "fmn": {"steps": 30},
+    "square": {"queries": 200},
+    "rays": {"queries": 400},
     "clip": CLIP,
     "clip-prompts": {**CLIP, "text": {"tokens": 2, "depth": 2}, "visual": {"tokens": 2, "depth": 2}},
     "clip-lora": {**CLIP, "rank": 2},
@@ -77,7 +87,9 @@ def test_nothing_is_skipped():
 
 
 @pytest.mark.parametrize("entry", entries("attack"))
-def test_attacks(entry):
+def test_attacks(entry, monkeypatch):
+    # A toy hides nothing: there is nothing to expose, and nothing changes.
+    monkeypatch.setattr(ToyModel, "exposes", frozenset({"bpda", "unrolled"}))
     settings = {"use": entry.qualified, **MADE.get(entry.spec.name, {})}
     attack = component(REGISTRY, resolve_blocks({"attack": settings}, REGISTRY)["attack",])
     radii = RADIUS.get(entry.spec.name, RADII)
