@@ -151,3 +151,65 @@ def advdistill_attacks() -> Iterable[AttackSpec]:
         asks="nothing",
         summary="Noise and random corners: what no attack that asks anything may lose to",
     )
+    yield AttackSpec(
+        name="apgd",
+        target="advdistill_attacks.apgd:APGD",
+        config="advdistill_attacks.configs:APGD",
+        norms={"linf", "l2", "l1"},
+        objective=True,
+        summary="Gradient ascent with momentum that halves its own steps",
+        reference="https://arxiv.org/abs/2003.01690",
+    )
+    yield AttackSpec(
+        name="apgd-t",
+        target="advdistill_attacks.apgd:APGDTargeted",
+        config="advdistill_attacks.configs:APGDTargeted",
+        norms={"linf", "l2", "l1"},
+        targeted=True,
+        summary="apgd towards one class after the other",
+        reference="https://arxiv.org/abs/2003.01690",
+    )
+    yield AttackSpec(
+        name="autoattack",
+        target="advdistill_attacks.ensemble:Ensemble",
+        config="advdistill_attacks.configs:AutoAttack",
+        norms={"linf", "l2", "l1"},
+        wraps="attacks",
+        summary="The standard ensemble: apgd-ce, apgd-t, fab-t, square; or rand, or a list of one's own",
+        reference="https://arxiv.org/abs/2003.01690",
+    )
+    yield AttackSpec(
+        name="apgd-ce-apgd-t",
+        target="advdistill_attacks.ensemble:Ensemble",
+        config="advdistill_attacks.configs:APGDPair",
+        norms={"linf", "l2", "l1"},
+        wraps="attacks",
+        summary="The first two of the standard ensemble",
+        reference="https://arxiv.org/abs/2003.01690",
+    )
+    yield AttackSpec(
+        name="eot",
+        target="advdistill_attacks.wrappers:EOT",
+        config="advdistill_attacks.configs:EOT",
+        norms={"linf", "l2", "l1"},
+        wraps="attack",
+        summary="Any attack, each gradient the mean over several evaluations",
+        reference="https://arxiv.org/abs/1707.07397",
+    )
+    yield AttackSpec(
+        name="bpda",
+        target="advdistill_attacks.wrappers:BPDA",
+        config="advdistill_attacks.configs:BPDA",
+        norms={"linf", "l2", "l1"},
+        wraps="attack",
+        summary="Any attack, with the gradients of a stand-in",
+        reference="https://arxiv.org/abs/1802.00420",
+    )
+    yield AttackSpec(
+        name="unrolled",
+        target="advdistill_attacks.wrappers:Unrolled",
+        config="advdistill_attacks.configs:Unrolled",
+        norms={"linf", "l2", "l1"},
+        wraps="attack",
+        summary="Any attack, through the optimisation that a model runs on its input",
+    )

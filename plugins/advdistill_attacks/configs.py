@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from advdistill import Config, PixelDistance
 
+Block = Annotated[dict[str, Any], WithJsonSchema({"block": "attack"})]
+"""An attack inside another one's settings, written like any other: `{use: pgd, steps: 20}`."""
 
-class PGD(Config):
+
+class Climbing(Config):
+    """What a gradient attack climbs."""
+
+    loss: Literal["", "ce", "sice", "cw", "dlr", "margin", "kl", "feature"] = ""
+    """What is raised; "": the objective of whoever asks (a strategy's own in training, cross-entropy in evaluation).
+    `ce`; `sice`, cross-entropy at a scale of its own for each sample; `cw`, the margin of logits; `dlr` (three classes
+    or more); `margin`, that of probabilities; `kl`, the divergence from what a model says; `feature`, the distance
+    from the clean image's features."""
+    to: str = "self"
+    """kl, feature: whose answers or features: `self`, `base`, a teacher's role, or in evaluation another model."""
+    of: Literal["clean", "adversarial"] = "clean"
+    """kl: what that model is shown."""
+    distance: Literal["l2", "cosine"] = "l2"
+    """feature: squared Euclidean distance, or 1 - cosine."""
+
+    @model_validator(mode="after")
+    def _said_in_vain(self) -> Climbing:
+        if self.loss not in ("kl", "feature") and self.to != "self":
+            raise ValueError("`to` says nothing here: it belongs to loss: kl and loss: feature")
+        if self.loss != "kl" and self.of != "clean":
+            raise ValueError("`of` says nothing here: it belongs to loss: kl")
+        if self.loss != "feature" and self.distance != "l2":
+            raise ValueError("`distance` says nothing here: it belongs to loss: feature")
+        if (self.loss, self.to, self.of) == ("kl", "self", "adversarial"):
+            raise ValueError("a model's divergence from itself on one image is 0; take of: clean, or another `to`")
+        flat = self.loss == "feature" or (self.loss == "kl" and self.to == "self")
+        if flat and not getattr(self, "random_start", True):
+            raise ValueError(f"loss: {self.loss} has no slope at the clean image; set random_start: true")
+        return self
+
+
+class PGD(Climbing):
     """Projected gradient ascent."""
 
     steps: int = Field(10, ge=1)
@@ -30,7 +64,7 @@ class PGD(Config):
         return self
 
 
-class FGSM(Config):
+class FGSM(Climbing):
     """The fast gradient sign method."""
 
     step: PixelDistance = 0.0
@@ -241,3 +275,146 @@ class RandomNoise(Config):
 
     draws: int = Field(20, ge=1)
     """Images tried, by turns anywhere in the ball and at its corners."""
+
+
+class APGD(Climbing):
+    """Projected gradient ascent that sets its own step."""
+
+    steps: int = Field(100, ge=1)
+    """Gradient steps of each restart."""
+    restarts: int = Field(0, ge=0)
+    """Independent starts; 0: one, and five in l1, as the standard ensemble has it."""
+    wide: bool = True
+    """l1: three tenths of the steps in a ball of 3 eps, three tenths in 2 eps, the rest in eps (arXiv 2103.01208)."""
+
+
+class APGDTargeted(Config):
+    """The same towards one class after the other."""
+
+    loss: Literal["dlr", "cw", "ce"] = "dlr"
+    """What is raised; `dlr` needs four classes."""
+    steps: int = Field(100, ge=1)
+    """Gradient steps for each target."""
+    targets: Literal["top", "malt"] = "top"
+    """Which classes, and in which order: `top`, by their logits; `malt`, by how near the decision boundary to each
+    seems from gradients, out of the 100 with the largest logits (one more pass for each of these)."""
+    classes: int = Field(0, ge=0)
+    """How many targets, as far as there are; 0: nine, and five in l1, as the standard ensemble has it."""
+    restarts: int = Field(1, ge=1)
+    """Independent starts for each target."""
+    wide: bool = True
+    """As for `apgd`."""
+
+
+class EOT(Config):
+    """An attack on a model that draws at random."""
+
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack."""
+    draws: int = Field(20, ge=1)
+    """Evaluations that each gradient is the mean of."""
+
+
+class BPDA(Config):
+    """An attack through a stand-in for what has no gradient, or none that leads anywhere."""
+
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack."""
+    through: str = Field("own", min_length=1)
+    """Whose gradients: `own`, the model's own stand-ins; or another model's, at the answers of the attacked one:
+    `base`, a teacher's role, or in evaluation another model."""
+
+
+class Unrolled(Config):
+    """An attack through the optimisation that a model runs on its input."""
+
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack."""
+
+
+def _randomised(loss: str) -> Block:
+    return {"use": "eot", "draws": 20, "attack": {"use": "apgd", "loss": loss, "steps": 100, "restarts": 1}}
+
+
+_CE = {"use": "apgd", "loss": "ce", "steps": 100}
+_DLR_T = {"use": "apgd-t", "loss": "dlr", "steps": 100}
+_ENSEMBLES: dict[str, list[Block]] = {
+    "standard": [_CE, _DLR_T, {"use": "fab-t"}, {"use": "square", "queries": 5000}],
+    "rand": [_randomised("ce"), _randomised("dlr")],
+    "custom": [],
+    "pair": [_CE, _DLR_T],
+}
+
+
+def _whole(block: Block) -> Any:
+    """The block with the defaults of what it names, as far as that is ours; any other block comes back as it is."""
+    known: dict[str, type[Config]] = {
+        "apgd": APGD,
+        "apgd-t": APGDTargeted,
+        "fab-t": FABT,
+        "square": Square,
+        "eot": EOT,
+    }
+    use = block.get("use")
+    if use not in known:
+        return block
+    settings = known[use](**{key: value for key, value in block.items() if key != "use"}).model_dump(mode="json")
+    if "attack" in settings:
+        settings["attack"] = _whole(settings["attack"])
+    return {"use": use, **settings}
+
+
+def _filled(data: Any, version: str) -> Any:
+    """Settings of an ensemble with its list put in where there is none."""
+    if isinstance(data, dict) and not data.get("attacks") and version in _ENSEMBLES:
+        return {**data, "attacks": _ENSEMBLES[version]}
+    return data
+
+
+class AutoAttack(Config):
+    """The standard ensemble."""
+
+    version: Literal["standard", "rand", "custom"] = "standard"
+    """`standard`: apgd on cross-entropy, apgd-t, fab-t, square with 5,000 queries; `rand`, for models that draw at
+    random: apgd on cross-entropy and on dlr, each with 20 evaluations a gradient; `custom`: what `attacks` says."""
+    attacks: list[Block] = Field(default_factory=list)
+    """The attacks, each on what the ones before it left over; any others than the version's own need `custom`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return _filled(data, data.get("version", "standard") if isinstance(data, dict) else "")
+
+    @model_validator(mode="after")
+    def _keeps_its_name(self) -> AutoAttack:
+        if self.version == "custom":
+            if not self.attacks:
+                raise ValueError("version: custom needs its attacks, such as [{use: apgd}, {use: square}]")
+        elif not _same(self.attacks, self.version):
+            raise ValueError(f"these are not the attacks of version: {self.version}; call it version: custom")
+        return self
+
+
+class APGDPair(Config):
+    """apgd on cross-entropy, then apgd-t."""
+
+    attacks: list[Block] = Field(default_factory=list)
+    """The two; no others."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return _filled(data, "pair")
+
+    @model_validator(mode="after")
+    def _keeps_its_name(self) -> APGDPair:
+        if not _same(self.attacks, "pair"):
+            raise ValueError("other attacks than apgd-ce-apgd-t's own belong under autoattack, version: custom")
+        return self
+
+
+def _same(attacks: list[Block], version: str) -> bool:
+    try:
+        return [_whole(block) for block in attacks] == [_whole(block) for block in _ENSEMBLES[version]]
+    except ValueError:
+        return False

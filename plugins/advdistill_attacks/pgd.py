@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advdistill import Attack, Noise, Problem, Threat
+from advdistill_attacks.losses import stated
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
@@ -51,7 +52,7 @@ class PGD(Attack):
     """
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
-        config = self.config
+        config, problem = self.config, stated(problem, self.config)
         step = config.step or 2.5 * threat.eps / config.steps
         best, highest = problem.images.clone(), torch.full_like(problem.labels, -torch.inf, dtype=torch.float32)
         for restart in range(config.restarts):
@@ -73,6 +74,7 @@ class FGSM(Attack):
     """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572)."""
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+        problem = stated(problem, self.config)
         start = random_start(problem, threat, noise) if self.config.random_start else problem.images
         step = self.config.step or (1.25 if self.config.random_start else 1.0) * threat.eps
         return climb(problem, threat, start, steps=1, step=step)

@@ -42,7 +42,7 @@ from advdistill.testing.contracts import RADII, sample_events
 from advdistill.testing.toy import CLASSES
 
 REGISTRY = default_registry()
-SHIPPED = {"attack": 39, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
+SHIPPED = {"attack": 46, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
 CLIP = {"model": "advdistill_demo:small.json", "weights": "random"}
 MADE = {
     "ta-square": {"n_queries": 200},
