@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advdistill.cli.options import Json, PluginFiles, complete_attack, registry_with
+from advdistill.cli.options import (
+    BatchSize,
+    Classes,
+    Device,
+    Json,
+    NormName,
+    PluginFiles,
+    Radius,
+    complete_attack,
+    radius,
+    registry_with,
+)
 from advdistill.cli.output import print_json
 from advdistill.errors import UsageError
 
@@ -33,14 +44,22 @@ def attack(
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the checkpoint's own data.")
     ] = None,
-    eps: Annotated[str | None, typer.Option(metavar="EPS", help="Radius on the [0, 1] scale, like 4/255.")] = None,
-    norm: Annotated[str | None, typer.Option(metavar="NORM", help="linf, l2, l1 or l0.")] = None,
+    eps: Radius = None,
+    norm: NormName = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Samples, evenly over the classes; default: all.")] = None,
+    classes: Classes = "all",
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Make the images on this model instead: base, a teacher's role, a checkpoint, NAME@WEIGHTS.",
+        ),
+    ] = "self",
     save_images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save the adversarial images as PNG, and what became of each.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed, not numbers.")] = 256,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
     json: Json = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -57,7 +76,7 @@ def attack(
         raise UsageError("which model?", "give --model CHECKPOINT, or --model NAME@WEIGHTS such as ViT-B-32@openai")
     from advdistill.cli.progress import progress
     from advdistill.cli.tables import print_results
-    from advdistill.engine.evaluate import evaluate
+    from advdistill.engine.evaluate import Results
     from advdistill.engine.subject import subject
 
     found = subject(
@@ -67,8 +86,10 @@ def attack(
         attack=attack,
         settings=settings or (),
         norm=norm,
-        eps=_radius(eps),
+        eps=radius(eps),
         limit=limit,
+        classes=classes,
+        source=source,
         device=device,
     )
     for note in found.notes:
@@ -79,26 +100,6 @@ def attack(
 
         keep = ImageFolder(save_images, found).keep
     with progress() as show:
-        results = evaluate(
-            found.name,
-            found.participant,
-            found.splits,
-            found.protocols,
-            seed=found.seed,
-            batch_size=batch_size,
-            progress=show,
-            found=keep,
-        )
+        columns = found.bench(batch_size=batch_size, progress=show).columns(found.protocols, keep)
+        results = Results.of(found.name, columns)
     print_json(results.to_json()) if json else print_results([results])
-
-
-def _radius(text: str | None) -> float | None:
-    from advdistill.recipe.fields import parse_distance
-
-    try:
-        radius = None if text is None else parse_distance(text)
-    except ValueError as error:
-        raise UsageError(f"--eps: {error}", "for example --eps 8/255") from error
-    if radius is not None and radius <= 0:
-        raise UsageError("--eps 0 attacks nothing", "for example --eps 8/255")
-    return radius

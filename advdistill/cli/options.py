@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from advdistill.errors import UsageError, did_you_mean
 from advdistill.hooks.registry import Registry, default_registry
 from advdistill.hooks.specs import KINDS
 
@@ -45,6 +46,28 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
+CLASSES = ("all", "base", "new", "data")
+
+
+def _one_of(value: str) -> str:
+    if value and value not in CLASSES:
+        raise UsageError(f"--classes {value!r} is not one of {', '.join(CLASSES)}{did_you_mean(value, CLASSES)}")
+    return value
+
+
+def radius(text: str | None) -> float | None:
+    """The value of `--eps`. Raises UsageError where it is none."""
+    from advdistill.recipe.fields import parse_distance
+
+    try:
+        found = None if text is None else parse_distance(text)
+    except ValueError as error:
+        raise UsageError(f"--eps: {error}", "for example --eps 8/255") from error
+    if found is not None and found <= 0:
+        raise UsageError("--eps 0 attacks nothing", "for example --eps 8/255")
+    return found
+
+
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A file, or a name from `recipe list`.", autocompletion=complete_recipe)
 ]
@@ -54,6 +77,20 @@ Overrides = Annotated[
 PluginFiles = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE", help="A single-file plugin to load too; may be given several times."),
+]
+Radius = Annotated[str | None, typer.Option("--eps", metavar="EPS", help="Radius on the [0, 1] scale, like 4/255.")]
+NormName = Annotated[str | None, typer.Option("--norm", metavar="NORM", help="linf, l2, l1 or l0.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time; changes speed, not numbers.")]
+Classes = Annotated[
+    str,
+    typer.Option(
+        "--classes",
+        metavar="WHICH",
+        help="all; base or new, the first or second half; data: the data's own, other than those trained on.",
+        autocompletion=lambda incomplete: [which for which in CLASSES if which.startswith(incomplete)],
+        callback=lambda value: _one_of(value),
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 

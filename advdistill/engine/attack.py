@@ -156,6 +156,11 @@ class Problem:
         """(B,) long: all rows."""
         return torch.arange(len(self.images), device=self.images.device)
 
+    @property
+    def broken(self) -> Tensor:
+        """(B,) bool: in evaluation, the rows that an image inside the ball has misled the model about."""
+        return self._broken
+
     def open(self) -> Tensor:
         """(n,) long: the rows still worth attacking; all of them in training, the unbroken ones in evaluation."""
         return (~self._broken).nonzero().squeeze(1) if self._closes else self.rows
@@ -339,9 +344,13 @@ class Attack(ABC):
         whole data set; itself, where it does not say otherwise."""
         return (self,)
 
-    def __call__(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
-        """Run, then project into the ball and [0, 1]. Raises RunError where the attack returned nonsense."""
-        images = self.run(problem, threat, noise)
+    def __call__(self, problem: Problem, threat: Threat, noise: Noise, source: str = "self") -> Tensor:
+        """Run, on the model `source` (see `Problem.elsewhere`), then project into the ball and [0, 1].
+
+        Raises:
+            RunError: the attack returned nonsense.
+        """
+        images = self.run(problem.elsewhere(source), threat, noise)
         if images.shape != problem.images.shape:
             raise RunError(
                 f"attack {type(self).__name__} returned {tuple(images.shape)} for images {tuple(problem.images.shape)}"

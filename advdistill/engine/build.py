@@ -11,14 +11,16 @@ import torch
 
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
-from advdistill.engine.data import Dataset, Split
-from advdistill.engine.evaluate import Protocol, split_reader
+from advdistill.engine.data import Dataset, HalfOfClasses, Split
+from advdistill.engine.evaluate import split_reader
 from advdistill.engine.model import VisionLanguageModel
-from advdistill.engine.step import Participant
+from advdistill.engine.protocol import Attacker, Protocol
+from advdistill.engine.step import Participant, Seen
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, RecipeError, UsageError
 from advdistill.hooks.specs import AttackSpec
+from advdistill.recipe.resolved import DataBlock
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -54,6 +56,13 @@ def component(registry: Registry, block: Block) -> Any:
     return attack
 
 
+def dataset(registry: Registry, block: Block, half: str = "") -> Dataset:
+    """Build a data set, or the `half` of its classes that its block asks for, or the argument instead."""
+    whole: Dataset = component(registry, block)
+    wanted = half or (block.half if isinstance(block, DataBlock) else "all")
+    return whole if wanted == "all" else HalfOfClasses(whole, wanted)
+
+
 def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:
     """The columns of the recipe's final table."""
     built = []
@@ -65,12 +74,37 @@ def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:
     return built
 
 
-def protocol(registry: Registry, name: str, attack: Block | None, threat: Threat, **where: Any) -> Protocol:
-    """One protocol; `where` is its split and limit. Without an attack it is clean accuracy."""
+def protocol(
+    registry: Registry, name: str, attack: Block | None, threat: Threat, source: str = "self", **where: Any
+) -> Protocol:
+    """One protocol; `where` is its split and limit. Without an attack it is clean accuracy.
+
+    Raises:
+        UsageError: the attack does not know the norm, or the radius is 0.
+    """
     if attack is None:
         return Protocol(name, **where)
-    settings = {**attack.tree(), "use": attack.qualified}
-    return Protocol(name, attack=component(registry, attack), threat=threat, settings=settings, **where)
+    for _, block in attack.all(()):
+        if isinstance(block.spec, AttackSpec) and threat.norm not in block.spec.norms:
+            known = ", ".join(sorted(block.spec.norms))
+            raise UsageError(
+                f"attack {block.use!r} knows {known}, not {threat.norm}", f"give --norm {known.split(', ')[0]}"
+            )
+    if not threat.eps:
+        raise UsageError(f"{name}: eps 0 attacks nothing", "give a radius such as 4/255; clean accuracy has no attack")
+    return Protocol(
+        name,
+        attack=component(registry, attack),
+        threat=threat,
+        settings={**attack.tree(), "use": attack.qualified},
+        attacker=_attacker(attack, source),
+        **where,
+    )
+
+
+def _attacker(block: Block, source: str = "self") -> Attacker:
+    assert isinstance(block.spec, AttackSpec)
+    return Attacker.of(block.spec, tuple(_attacker(each) for each in block.inner), source)
 
 
 @dataclass
@@ -115,6 +149,22 @@ class Parts:
         bare.templates = self.student.model.templates
         return Participant(bare, self.classes)
 
+    def seen(self, subject: Participant) -> Callable[[str], Seen]:
+        """Whom an attack on `subject` can look at: itself, the undefended student, the teachers."""
+        known = {"self": subject, **self.teachers}
+
+        def look(name: str) -> Seen:
+            if name == "base":
+                known.setdefault("base", self.undefended())
+            if name not in known:
+                raise UsageError(
+                    f"an attack asks for the model {name!r}; there are: {', '.join(['base', *known])}",
+                    "`advdistill evaluate` can look at checkpoints and NAME@WEIGHTS too",
+                )
+            return Seen(known[name])
+
+        return look
+
     def control(self, path: str, registry: Registry) -> Participant:
         """The model of another run's checkpoint, on this run's classes.
 
@@ -136,11 +186,11 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
         DataError, PluginError, UsageError: as the parts do.
     """
     device = device_of(recipe.train.device)
-    dataset: Dataset = component(registry, recipe.data)
+    data = dataset(registry, recipe.data)
     bf16 = recipe.train.precision == "bf16"
 
     def join(block: Block, learns: bool, ema: float = 0.0) -> Participant:
-        return Participant(model(registry, block).to(device), dataset.classes, learns=learns, ema=ema, bf16=bf16)
+        return Participant(model(registry, block).to(device), data.classes, learns=learns, ema=ema, bf16=bf16)
 
     student = join(recipe.student, learns=True)
     teachers = {role: join(block, block.train, block.ema) for role, block in recipe.teachers.items()}
@@ -154,8 +204,8 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
     strategy.prepare({role: participant.model for role, participant in {"student": student, **teachers}.items()})
     return Parts(
         device,
-        dataset,
-        split_reader(dataset),
+        data,
+        split_reader(data),
         student,
         teachers,
         component(registry, recipe.attack) if recipe.attack else None,

@@ -30,6 +30,7 @@ from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.header import FORMAT, KEY, read_header
 from advdistill.recipe.paths import resource
 from advdistill.recipe.providers import find
+from advdistill.recipe.resolve import resolve_blocks
 
 if TYPE_CHECKING:
     from advdistill.recipe.resolve import Recipe
@@ -197,6 +198,27 @@ def open_checkpoint(path: str | Path, registry: Registry | None = None, *, weigh
     except DataError as error:
         raise DataError(f"{file}: {error.message}", error.hint) from error
     return opened
+
+
+def open_teacher(opened: Opened, role: str, registry: Registry) -> VisionLanguageModel:
+    """The teacher that the run of a checkpoint had in that role, as it was when the run ended.
+
+    Raises:
+        UsageError: there was none.
+        DataError, PluginError, RecipeError: from its parts.
+    """
+    blocks = opened.facts["recipe"].get("teachers", {})
+    if role not in blocks:
+        raise UsageError(f"the run of {opened.path} had no {role!r} teacher", f"it had: {', '.join(blocks) or 'none'}")
+    place = ("teachers", role)
+    block = resolve_blocks({"teachers": {role: blocks[role]}}, registry, provided=opened.facts["plugins"])[place]
+    model: VisionLanguageModel = registry.load(block.spec).from_config(block.config)
+    model.bind(opened.classes)
+    head = f"{_TEACHER}{role}."
+    own = {name.removeprefix(head): t for name, t in read(opened.path)[1].items() if name.startswith(head)}
+    if own:
+        model.load_learned(own)
+    return model.eval()
 
 
 class Classifier(nn.Module):

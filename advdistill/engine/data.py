@@ -90,6 +90,46 @@ class Dataset(ABC):
         return {}
 
 
+class HalfOfClasses(Dataset):
+    """The first or the second half of another data set's classes, in their order, and their samples.
+
+    Args:
+        whole: the other one.
+        half: "base", the first ceil(C / 2) classes, or "new", the others; as in CoOp's base-to-new protocol
+            (arXiv 2203.05557, section 4.1).
+
+    Raises:
+        UsageError: a half has fewer than two classes.
+    """
+
+    def __init__(self, whole: Dataset, half: str) -> None:
+        super().__init__(whole.config)
+        self._whole = whole
+        names = whole.classes.names
+        middle = -(-len(names) // 2)
+        self._first, last = (0, middle) if half == "base" else (middle, len(names))
+        self.classes = ClassSet(names[self._first : last], whole.classes.templates)
+
+    def split(self, name: str) -> Split:
+        return _Classes(self._whole.split(name), self._first, self._first + len(self.classes))
+
+    def record(self) -> dict[str, Any]:
+        return self._whole.record()
+
+
+class _Classes(Split):
+    """The samples of a split with labels in [first, last), which become [0, last - first)."""
+
+    def __init__(self, whole: Split, first: int, last: int) -> None:
+        self._whole = whole
+        self._places = ((whole.labels >= first) & (whole.labels < last)).nonzero().squeeze(1).tolist()
+        self.labels = whole.labels[self._places] - first
+        self.ids = [whole.ids[place] for place in self._places]
+
+    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+        return self._whole.load(self._places[index], generator)
+
+
 @dataclass(frozen=True)
 class Batch:
     """images (B, 3, H, W) float32 in [0, 1]; labels (B,) long; samples (B,) long, each one's index in its split."""

@@ -1,66 +1,33 @@
-"""Evaluation: whole protocols on one model, as counts with intervals, traceable to samples and settings.
+"""Evaluation: whole protocols on one model, sample by sample, traceable to images and settings.
 
-A sample counts as robust if the model is right about it and about every image inside the ball that the attack looked
-at; samples that are wrong already are not attacked. Numbers come with the statement of how they were taken.
+A sample counts as robust if the finished model is right about it and about the image that the attack ended with: the
+first image inside the ball that misled it, whoever asked, or the attack's last one. Samples that are wrong already are
+not attacked, and broken ones not any further, where the model says of itself that this is sound.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from advdistill.engine.attack import Attack, Noise, Problem
+from advdistill.engine.attack import Attack, Noise, Problem, right
 from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Split, read, stratified
-from advdistill.engine.step import Participant
-from advdistill.engine.types import Threat
-from advdistill.errors import UsageError
+from advdistill.engine.judge import Judge, Look, quantise
+from advdistill.engine.outcomes import Column, Outcome
+from advdistill.engine.protocol import Protocol
+from advdistill.engine.step import Participant, Seen
+from advdistill.engine.store import Memory, Pack, Store
 
 Progress = Callable[[str, int, int], None]
 """`progress(protocol, done, total)` in samples."""
 
 Found = Callable[[str, Batch, Tensor, Tensor], None]
-"""`found(protocol, batch, images, right)`: the images that decided a batch, (B, 3, H, W); the outcome, (B,) bool."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How one number is taken.
-
-    Attributes:
-        name: the column's head. split: which split. limit: a stratified subset of that many samples; 0: all.
-        attack: None for clean accuracy. threat: the ball, None for clean accuracy.
-        settings: what the attack was built from, JSON-able; part of the statement.
-    """
-
-    name: str
-    split: str = "test"
-    limit: int = 0
-    attack: Attack | None = None
-    threat: Threat | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def statement(self, split: Split, indices: Tensor, participant: Participant, seed: int) -> dict[str, Any]:
-        """Everything that the number depends on beside the model's weights, and a `key` that hashes it."""
-        said: dict[str, Any] = {
-            "name": self.name,
-            "attack": dict(self.settings) if self.attack else None,
-            "threat": {"norm": self.threat.norm, "eps": self.threat.eps} if self.attack and self.threat else None,
-            "split": {"name": self.split, "digest": split.digest, "samples": len(indices), "of": len(split)},
-            "classes": participant.classes.digest,
-            "templates": list(participant.classes.templates),
-            "seed": seed,
-            "precision": "fp32",
-        }
-        # The name is a label: two spellings of one protocol are the same measurement.
-        facts = json.dumps({k: v for k, v in said.items() if k != "name"}, sort_keys=True)
-        return {**said, "key": hashlib.sha256(facts.encode()).hexdigest()[:16]}
+"""`found(protocol, batch, images, right)`: the images that decided samples, (n, 3, H, W); the outcome, (n,) bool."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +37,22 @@ class Results:
     Attributes:
         subject: whose numbers they are.
         counts: protocol name -> Count. statements: protocol name -> its statement.
-        outcomes: protocol name -> (n,) bool of each sample, in the order of `samples`.
-        samples: protocol name -> the samples' ids.
+        columns: protocol name -> what was found, sample by sample; empty where the row was stored.
         stored: measured when the model was made, under the very same statements, and read from its file.
     """
 
     subject: str
     counts: dict[str, Count]
     statements: dict[str, dict[str, Any]]
-    outcomes: dict[str, Tensor] = field(default_factory=dict)
-    samples: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
     stored: bool = False
+
+    @classmethod
+    def of(cls, subject: str, columns: Iterable[Column]) -> Results:
+        """The row of some columns, by their headings."""
+        kept = {column.heading: column for column in columns}
+        counts = {name: column.outcome.count for name, column in kept.items()}
+        return cls(subject, counts, {name: dict(column.statement) for name, column in kept.items()}, kept)
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain data: counts, shares, intervals, statements."""
@@ -101,13 +73,261 @@ class Results:
 
     @classmethod
     def from_json(cls, subject: str, row: Mapping[str, Any], stored: bool = False) -> Results:
-        """The inverse of `to_json`, without outcomes."""
+        """The inverse of `to_json`, without what was found sample by sample."""
         protocols = row["protocols"]
         return cls(
             subject,
             {name: Count(p["hits"], p["total"]) for name, p in protocols.items()},
             {name: p["statement"] for name, p in protocols.items()},
             stored=stored,
+        )
+
+
+@dataclass
+class Bench:
+    """Who is measured, on what, and who judges.
+
+    Attributes:
+        participant: the model with its classes.
+        splits: name -> Split.
+        seed: of subsets and of the attacks' noise.
+        judge: asks the exported model; None: the participant itself, as it is deployed.
+        seen: see `Problem.seen`; None: an attack can look at nobody else.
+        fingerprints: name of a `source` -> what identifies its weights.
+        batch_size: images at a time under attack. workers: processes that decode.
+        progress: see `Progress`.
+        store: keeps what is found.
+    """
+
+    participant: Participant
+    splits: Callable[[str], Split]
+    seed: int
+    judge: Judge | None = None
+    seen: Callable[[str], Seen] | None = None
+    fingerprints: Callable[[str], str] = lambda name: ""
+    batch_size: int = 256
+    workers: int = 0
+    progress: Progress = lambda protocol, done, total: None
+    store: Store = field(default_factory=Memory)
+
+    def columns(self, protocols: Sequence[Protocol], found: Found | None = None, scope: str = "") -> Iterator[Column]:
+        """What each protocol finds, in turn.
+
+        Args:
+            found: is given the images that decided each sample, once.
+
+        Raises:
+            UserError: from the data, the model or an attack; what was finished before lies in the store.
+        """
+        for protocol in protocols:
+            split = self.splits(protocol.split)
+            indices = stratified(split.labels, protocol.limit, self.seed)
+            said = self.statement(protocol)
+            outcome = self.measure(protocol, split, indices, said["key"], found)
+            stages = tuple(stage.name for stage in protocol.attack.stages()) if protocol.attack else ()
+            yield Column(protocol.name, said, outcome, stages, scope)
+
+    def statement(self, protocol: Protocol) -> dict[str, Any]:
+        """See `Protocol.statement`."""
+        split = self.splits(protocol.split)
+        samples = min(protocol.limit or len(split), len(split))
+        height, width = split.load(0).shape[-2:]
+        source = self.fingerprints(protocol.attacker.source)
+        return protocol.statement(split, samples, self.participant, self.seed, (height, width), source)
+
+    def measure(
+        self, protocol: Protocol, split: Split, indices: Tensor, key: str, found: Found | None = None
+    ) -> Outcome:
+        """One protocol on the samples at `indices` (N,) of `split`; `key` names it in the store."""
+        model, labels = self.participant.model, split.labels[indices]
+        looked = self._clean(protocol, split, indices)
+        state = _State(indices, labels, looked)
+        attack, threat = protocol.attack, protocol.threat
+        if attack is None or threat is None:
+            return state.outcome()
+        # Packing survivors anew changes nothing only where a sample stands for itself; an image that misled the model
+        # once may be kept only where it would again.
+        free = model.batch_independent
+        doomed = ~state.clean if free else torch.zeros_like(state.clean)
+        if found and doomed.any():
+            for batch in self._read(split, indices[doomed]):
+                found(protocol.name, batch, batch.images, torch.zeros(len(batch), dtype=torch.bool))
+        if attack.studies:
+            self._study(attack, protocol)
+        stages = attack.stages()
+        for number, stage in enumerate(stages):
+            open_ = state.right if free else torch.ones_like(state.right)
+            todo = open_.nonzero().squeeze(1)
+            done = len(indices) - len(todo)
+            self.progress(protocol.name, done, len(indices))
+            for pack in self._packs(protocol, stage, number, split, indices, todo, key):
+                state.add(pack, number)
+                done += len(pack.positions)
+                self.progress(protocol.name, done, len(indices))
+                if found:
+                    lost = ~pack.right
+                    final = torch.ones_like(lost) if number == len(stages) - 1 or not free else lost
+                    self._hand_over(found, protocol, split, indices, pack, final)
+        return state.outcome()
+
+    def _packs(
+        self,
+        protocol: Protocol,
+        stage: Attack,
+        number: int,
+        split: Split,
+        indices: Tensor,
+        todo: Tensor,
+        key: str,
+    ) -> Iterator[Pack]:
+        """Packs of the positions `todo` through one stage: those in the store, then the others, as they finish."""
+        known = self.store.packs(key, number)
+        have = set[int]()
+        for pack in known:
+            have.update(pack.positions.tolist())
+            yield pack
+        rest = torch.tensor([p for p in todo.tolist() if p not in have], dtype=torch.long)
+        portions = list(rest.split(self.batch_size)) if len(rest) else []
+        batches = read(split, [indices[part].tolist() for part in portions], workers=self.workers)
+        for positions, batch in zip(portions, batches, strict=True):
+            pack = self._attack(protocol, stage, to_device(batch, self.participant.model.device), positions)
+            images = self.store.keep(key, number, pack.images)
+            yield self.store.add(key, number, self._judged(pack, images, batch))
+
+    def _attack(self, protocol: Protocol, stage: Attack, batch: Batch, positions: Tensor) -> Pack:
+        """One pack through one stage of an attack, not judged yet."""
+        assert protocol.threat is not None
+        participant, threat = self.participant, protocol.threat
+        watch = participant.model.deterministic and participant.model.batch_independent
+        with participant.deployed():
+            problem = Problem(
+                batch.images,
+                batch.labels,
+                None,
+                lambda some, rows: participant.logits(some, constant=True),
+                threat,
+                watch=watch,
+                seen=self.seen,
+                lenient=True,
+            )
+            noise = Noise(self.seed, "evaluate", 0, batch.samples)
+            images = stage(problem, threat, noise, source=protocol.attacker.source)
+            with torch.no_grad():
+                claimed = ~problem.broken if watch else right(problem.predict(images, problem.rows), batch.labels)
+        return Pack.of(positions, images, threat.size(images - batch.images), claimed, problem.tally)
+
+    def _judged(self, pack: Pack, images: Tensor, clean: Batch) -> Pack:
+        """The pack with the verdict on the stored `images`, and on what 8 bits leave of those that were broken."""
+        look = self._look(images, clean.labels)
+        rounded = look.right.clone()
+        if (~look.right).any():
+            lost = ~look.right
+            coarse = quantise(images[lost], clean.images[lost]).float() / 255
+            rounded[lost] = self._look(coarse, clean.labels[lost]).right
+        return pack.judged(images, look.right, look.cross_entropy, rounded)
+
+    def _look(self, images: Tensor, labels: Tensor) -> Look:
+        device = self.participant.model.device
+        if self.judge is not None:
+            return self.judge.look(images.to(device), labels.to(device))
+        with self.participant.deployed():
+            return Judge(self.participant.logits).look(images.to(device), labels.to(device))
+
+    def _clean(self, protocol: Protocol, split: Split, indices: Tensor) -> Mapping[str, Tensor]:
+        """What the exported model says of the clean images; asked once for all protocols on the same samples."""
+
+        def look() -> dict[str, Tensor]:
+            looks = []
+            for batch in self._read(split, indices):
+                looks.append(self._look(batch.images, batch.labels))
+                if protocol.attack is None:
+                    self.progress(protocol.name, sum(len(each.right) for each in looks), len(indices))
+            return {name: torch.cat([getattr(each, name) for each in looks]) for name in vars(looks[0])}
+
+        classes = self.participant.classes.digest
+        return self.store.clean(f"{split.digest}/{classes}/{protocol.limit}/{self.seed}", look)
+
+    def _study(self, attack: Attack, protocol: Protocol) -> None:
+        """Show the attack the training samples that it wants to learn from."""
+        assert protocol.threat is not None
+        split = self.splits("train")
+        chosen = stratified(split.labels, attack.studies, self.seed).tolist()
+        batch = to_device(next(iter(read(split, [chosen]))), self.participant.model.device)
+        participant = self.participant
+        with participant.deployed():
+            problem = Problem(
+                batch.images,
+                batch.labels,
+                None,
+                lambda some, rows: participant.logits(some, constant=True),
+                protocol.threat,
+                seen=self.seen,
+                lenient=True,
+            )
+            attack.study(
+                problem.elsewhere(protocol.attacker.source),
+                protocol.threat,
+                Noise(self.seed, "study", 0, batch.samples),
+            )
+
+    def _hand_over(
+        self, found: Found, protocol: Protocol, split: Split, indices: Tensor, pack: Pack, which: Tensor
+    ) -> None:
+        if pack.images is None or not which.any():
+            return
+        batch = next(iter(read(split, [indices[pack.positions[which]].tolist()])))
+        found(protocol.name, batch, pack.images[which], pack.right[which])
+
+    def _read(self, split: Split, indices: Tensor) -> Iterator[Batch]:
+        yield from read(split, [part.tolist() for part in indices.split(self.batch_size)], workers=self.workers)
+
+
+class _State:
+    """What is known of each sample so far."""
+
+    def __init__(self, indices: Tensor, labels: Tensor, looked: Mapping[str, Tensor]) -> None:
+        count = len(indices)
+        self.indices, self.labels, self.clean = indices, labels, looked["right"]
+        self.right, self.claimed, self.rounded = self.clean.clone(), self.clean.clone(), self.clean.clone()
+        self._margin, self._certain = looked["margin"].float(), looked["certain"]
+        self._loss = looked["cross_entropy"]
+        self._size, self._rise = torch.zeros(count), torch.zeros(count)
+        # What is wrong already is broken by a perturbation of size 0.
+        self._nearest = torch.where(self.clean, torch.inf, 0.0)
+        self._passes = {name: torch.zeros(count, dtype=torch.int32) for name in ("forwards", "backwards", "blank")}
+        self._zeros = torch.zeros(count)
+        self._stage = torch.full((count,), -1, dtype=torch.int16)
+
+    def add(self, pack: Pack, stage: int) -> None:
+        """Take over what one stage found; what an earlier one broke stays broken."""
+        at, live = pack.positions, self.right[pack.positions]
+        still = at[live]
+        self._stage[at[live & ~pack.right]] = stage
+        self.right[still], self.claimed[still] = pack.right[live], pack.claimed[live]
+        self.rounded[still], self._size[still] = pack.rounded[live], pack.size[live]
+        self._rise[at] = torch.maximum(self._rise[at], (pack.cross_entropy - self._loss[at]).nan_to_num(0.0).float())
+        self._nearest[at] = torch.minimum(self._nearest[at], pack.nearest)
+        for name, total in self._passes.items():
+            total[at] += getattr(pack, name)
+        self._zeros[at] += pack.zeros
+
+    def outcome(self) -> Outcome:
+        """The record."""
+        return Outcome(
+            indices=self.indices,
+            labels=self.labels,
+            clean=self.clean,
+            right=self.right,
+            claimed=self.claimed,
+            rounded=self.rounded,
+            size=self._size,
+            rise=self._rise,
+            margin=self._margin,
+            certain=self._certain,
+            nearest=self._nearest,
+            zeros=self._zeros / self._passes["backwards"],
+            stage=self._stage,
+            **self._passes,
         )
 
 
@@ -118,83 +338,23 @@ def evaluate(
     protocols: Sequence[Protocol],
     *,
     seed: int,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Progress = lambda protocol, done, total: None,
     stored: Mapping[str, Any] | None = None,
     found: Found | None = None,
+    **how: Any,
 ) -> Results:
     """Take `participant` through `protocols`.
 
     Args:
         subject: what to call it.
-        splits: name -> Split.
-        seed: of subsets and of the attacks' noise.
-        found: is given each batch and what `correct` said of it.
         stored: a row of `Results.to_json`; it is returned instead if it has every protocol under the same key.
-
-    Raises:
-        UsageError: a protocol needs what the model says it does not have (gradients, determinism, independence).
+        found: see `Bench.columns`.
+        how: further fields of `Bench`.
     """
-    chosen = {p.name: stratified(splits(p.split).labels, p.limit, seed) for p in protocols}
-    statements = {p.name: p.statement(splits(p.split), chosen[p.name], participant, seed) for p in protocols}
+    bench = Bench(participant, splits, seed, **how)
+    statements = {protocol.name: bench.statement(protocol) for protocol in protocols}
     if stored and (known := _same(stored, statements)):
         return Results.from_json(subject, {"protocols": known}, stored=True)
-    outcomes, samples = {}, {}
-    for protocol in protocols:
-        split, indices = splits(protocol.split), chosen[protocol.name].tolist()
-        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        right: list[Tensor] = []
-        for batch in read(split, batches, workers=workers):
-            progress(protocol.name, sum(map(len, right)), len(indices))
-            batch = to_device(batch, participant.model.device)
-            held, images = correct(participant, batch, protocol, seed)
-            if found:
-                found(protocol.name, batch, images, held)
-            right.append(held.cpu())
-        progress(protocol.name, len(indices), len(indices))
-        outcomes[protocol.name] = torch.cat(right)
-        samples[protocol.name] = [split.ids[i] for i in indices]
-    counts = {name: Count(int(hit.sum()), len(hit)) for name, hit in outcomes.items()}
-    return Results(subject, counts, statements, outcomes, samples)
-
-
-def correct(participant: Participant, batch: Batch, protocol: Protocol, seed: int) -> tuple[Tensor, Tensor]:
-    """One batch through one protocol.
-
-    Returns:
-        (B,) bool, right about the sample in spite of the attack; (B, 3, H, W) the images that decided it: the one
-        that broke it, the attack's last if none did, the clean one where that was wrong already.
-    """
-    images, model = batch.images, participant.model
-    with participant.deployed(), torch.no_grad():
-        right = participant.logits(images).argmax(1) == batch.labels
-    if protocol.attack is None or protocol.threat is None:
-        return right, images
-    if not (model.deterministic and model.batch_independent and model.differentiable):
-        raise UsageError(
-            f"{type(model).__name__} declares itself not deterministic, batch-independent and differentiable",
-            "such a model cannot be measured by attacking its survivors alone",
-        )
-    survivors = right.nonzero().squeeze(1)
-    if not len(survivors):
-        return right, images
-    clean, labels = images[survivors], batch.labels[survivors]
-    with participant.deployed():
-        problem = Problem(
-            clean,
-            labels,
-            None,
-            lambda some, rows: participant.logits(some, constant=True),
-            protocol.threat,
-            watch=True,
-        )
-        found = protocol.attack(problem, protocol.threat, Noise(seed, "evaluate", 0, batch.samples[survivors]))
-        with torch.no_grad():
-            # Judged once more, on the projected images alone: what counts as broken can be shown.
-            held = participant.logits(found).argmax(1) == labels
-    right = right.index_copy(0, survivors, held)
-    return right, images.index_copy(0, survivors, found)
+    return Results.of(subject, bench.columns(protocols, found))
 
 
 def split_reader(dataset: Any) -> Callable[[str], Split]:
@@ -221,8 +381,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*(t.to(device, non_blocking=True) for t in (batch.images, batch.labels, batch.samples)))
 
 
-def examples(participant: Participant, split: Split, protocol: Protocol, count: int, seed: int) -> tuple[Batch, Tensor]:
-    """At most `count` samples, evenly over the classes, and the images that `correct` judged them by."""
-    indices = stratified(split.labels, count, seed).tolist()
-    batch = to_device(next(iter(read(split, [indices]))), participant.model.device)
-    return batch, correct(participant, batch, protocol, seed)[1]
+def examples(bench: Bench, protocol: Protocol, count: int) -> tuple[Batch, Tensor]:
+    """At most `count` samples, evenly over the classes and in order, and the images that decided them."""
+    split = bench.splits(protocol.split)
+    indices = stratified(split.labels, count, bench.seed)
+    batch = next(iter(read(split, [indices.tolist()])))
+    images, place = batch.images.clone(), {index: i for i, index in enumerate(indices.tolist())}
+
+    def keep(name: str, some: Batch, decided: Tensor, right: Tensor) -> None:
+        images[[place[index] for index in some.samples.tolist()]] = decided.cpu()
+
+    bench.measure(protocol, split, indices, "examples", keep)
+    return batch, images

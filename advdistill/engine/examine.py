@@ -9,8 +9,9 @@ import torch
 
 from advdistill.engine import build
 from advdistill.engine.build import Parts
-from advdistill.engine.evaluate import Protocol, Results, evaluate, examples
+from advdistill.engine.evaluate import Bench, Results, evaluate, examples, to_device
 from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
+from advdistill.engine.protocol import Protocol
 from advdistill.engine.step import Participant
 from advdistill.engine.types import Clock
 from advdistill.recipe.header import read_header
@@ -73,10 +74,12 @@ class Examiner:
         if robust is None or robust.threat is None:
             return
         parts = self._parts
-        split, names = parts.splits(robust.split), parts.classes.names
+        names = parts.classes.names
         said, found = {}, {}
         for subject, participant in {"undefended": parts.undefended(), "student": parts.student}.items():
-            batch, adversarial = examples(participant, split, robust, SHOWN, self._recipe.seed)
+            bench = Bench(participant, parts.splits, self._recipe.seed, seen=parts.seen(participant))
+            batch, adversarial = examples(bench, robust, SHOWN)
+            batch, adversarial = to_device(batch, participant.model.device), adversarial.to(participant.model.device)
             found[subject] = adversarial.cpu()
             with participant.deployed(), torch.no_grad():
                 clean, attacked = (
@@ -106,4 +109,5 @@ class Examiner:
             workers=self._recipe.train.workers,
             progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
             stored=participant.model.stored_results,
+            seen=self._parts.seen(participant),
         )

@@ -11,20 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from advdistill.engine.data import Batch
+from advdistill.engine.judge import quantise
 from advdistill.engine.subject import Subject
 from advdistill.errors import RunError
-
-
-def quantise(images: Tensor, clean: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> uint8, each pixel rounded towards the clean one.
-
-    Rounding to the nearest level would leave the ball by up to half a level; towards `clean`, an image stays inside
-    wherever the clean pixels are levels themselves.
-    """
-    levels = images.double() * 255
-    down = (images >= clean) & ((levels - levels.round()).abs() > 1e-4)
-    up = (images < clean) & ((levels - levels.round()).abs() > 1e-4)
-    return torch.where(down, levels.floor(), torch.where(up, levels.ceil(), levels.round())).to(torch.uint8)
 
 
 class ImageFolder:

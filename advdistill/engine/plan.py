@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advdistill.engine import build
 from advdistill.engine.attack import Noise
-from advdistill.engine.data import Batch, Dataset, Split, steps_per_epoch
+from advdistill.engine.data import Batch, Split, steps_per_epoch
 from advdistill.engine.step import Participant, Step
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Clock, Threat
@@ -63,7 +63,7 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     images, classes, side = _ASSUMED_IMAGES, None, _ASSUMED_SIDE
     missing: list[str] = []
     try:
-        dataset: Dataset = build.component(registry, recipe.data)
+        dataset = build.dataset(registry, recipe.data)
         split: Split = dataset.split("train")
         images, classes, side = len(split), dataset.classes, split.load(0).shape[-1]
     except DataError as error:

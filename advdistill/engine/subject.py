@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from advdistill.engine import build
-from advdistill.engine.checkpoint import open_checkpoint
+from advdistill.engine.checkpoint import Classifier, Opened, open_checkpoint, open_teacher
 from advdistill.engine.data import Dataset, Split
-from advdistill.engine.evaluate import Protocol, split_reader
+from advdistill.engine.evaluate import Bench, split_reader
+from advdistill.engine.judge import Judge
 from advdistill.engine.model import VisionLanguageModel
-from advdistill.engine.step import Participant
-from advdistill.engine.types import Threat
+from advdistill.engine.protocol import RANKS, Protocol
+from advdistill.engine.step import Participant, Seen
+from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, UsageError
 from advdistill.recipe.model import Threat as ThreatFields
 from advdistill.recipe.paths import resource
@@ -21,6 +26,118 @@ from advdistill.recipe.resolve import resolve_blocks
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.providers import Record
+    from advdistill.recipe.suite import Suite
+
+
+class Target:
+    """What `--model` names, opened once.
+
+    Args:
+        name: a checkpoint, or NAME@WEIGHTS for an undefended model.
+        device: where it is put.
+
+    Attributes:
+        opened: the checkpoint; None for an undefended model, which is built when it is first asked for.
+
+    Raises:
+        DataError, PluginError, RecipeError, UsageError: from its parts.
+    """
+
+    def __init__(self, name: str, registry: Registry, device: str = "auto") -> None:
+        self.name, self._registry, self._device = name, registry, build.device_of(device)
+        bare = _bare(name)
+        if not bare and not resource(name).exists():
+            raise DataError(
+                f"there is no checkpoint {name}",
+                "an undefended model is written NAME@WEIGHTS: ViT-B-32-quickgelu@openai",
+            )
+        self.opened: Opened | None = None if bare else open_checkpoint(name, registry)
+
+    @cached_property
+    def model(self) -> VisionLanguageModel:
+        """On its device."""
+        return (self.opened.model if self.opened else undefended(self.name, self._registry)).to(self._device)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the checkpoint says of itself; {} for an undefended model."""
+        return self.opened.facts if self.opened else {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights: a hash of the file, or of the base weights; 16 hex digits."""
+        if self.opened:
+            return hashlib.sha256(self.opened.path.read_bytes()).hexdigest()[:16]
+        return str(self.model.describe()["base"]["fingerprint"])[:16]
+
+    def judge(self, classes: ClassSet) -> Judge:
+        """Asks the model as it is exported: opened anew from its file, apart from the one that is attacked."""
+        model = open_checkpoint(self.name, self._registry).model if self.opened else self.model
+        exported = copy.deepcopy(model).to(self._device)
+        return Judge(Classifier(Participant(exported, classes), Threat("linf", 0.0)))
+
+    def company(self, participant: Participant) -> Company:
+        """Whom an attack on `participant` can look at."""
+        return Company(self, participant, self._registry)
+
+    def roles(self) -> list[str]:
+        """The teachers that its run had."""
+        return list(self.facts.get("recipe", {}).get("teachers", {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """What an evaluation says of the model."""
+        said: dict[str, Any] = {"model": {"name": self.name, "fingerprint": self.fingerprint, **self.model.describe()}}
+        if self.opened:
+            recipe = self.facts["recipe"]
+            said["recipe"] = {
+                "name": recipe["name"],
+                "seed": recipe["seed"],
+                "strategy": recipe["strategy"]["use"],
+                "shots": recipe["data"].get("shots", 0),
+            }
+            said["trained for"] = dict(self.facts["threat"])
+        return said
+
+
+class Company:
+    """The models that an attack can look at, built when it asks; called with a name, as `Problem.seen` says."""
+
+    def __init__(self, target: Target, participant: Participant, registry: Registry) -> None:
+        self._target, self._registry = target, registry
+        self._known = {"self": participant}
+        self._prints = {"self": ""}
+
+    def __call__(self, name: str) -> Seen:
+        return Seen(self._participant(name))
+
+    def fingerprint(self, name: str) -> str:
+        """Identifies the weights of a `source`; "" for the attacked model itself."""
+        self._participant(name)
+        return self._prints[name]
+
+    def _participant(self, name: str) -> Participant:
+        if name not in self._known:
+            model, self._prints[name] = self._build(name)
+            own = self._known["self"]
+            self._known[name] = Participant(model.to(own.model.device), own.classes)
+        return self._known[name]
+
+    def _build(self, name: str) -> tuple[VisionLanguageModel, str]:
+        target = self._target
+        if name == "base":
+            base = target.model.undefended()
+            base.templates = target.model.templates
+            return base, str(base.describe()["base"]["fingerprint"])[:16]
+        if target.opened and name in target.roles():
+            return open_teacher(target.opened, name, self._registry), f"{target.fingerprint}/{name}"
+        if resource(name).exists() or _bare(name):
+            other = Target(name, self._registry, str(self._known["self"].model.device))
+            return other.model, other.fingerprint
+        known = ", ".join(["self", "base", *target.roles()])
+        raise UsageError(
+            f"{target.name} knows no model {name!r} (it knows {known})",
+            "name one of these, a checkpoint, or NAME@WEIGHTS",
+        )
 
 
 @dataclass(frozen=True)
@@ -29,6 +146,7 @@ class Subject:
 
     Attributes:
         name: what to call it. splits: name -> Split. seed: of subsets and noise. notes: what to know about it.
+        target: where it comes from. scope: what to call its data; "" for the model's own.
     """
 
     name: str
@@ -37,10 +155,26 @@ class Subject:
     protocols: list[Protocol]
     seed: int
     notes: tuple[str, ...]
+    target: Target
+    scope: str = ""
+
+    def bench(self, **how: Any) -> Bench:
+        """Where it is measured; the verdict is the exported model's. `how`: further fields of `Bench`."""
+        company = self.target.company(self.participant)
+        classes = self.participant.classes
+        return Bench(
+            self.participant,
+            self.splits,
+            self.seed,
+            judge=self.target.judge(classes),
+            seen=company,
+            fingerprints=company.fingerprint,
+            **how,
+        )
 
 
 def subject(
-    model: str,
+    model: str | Target,
     registry: Registry,
     *,
     data: str | None = None,
@@ -49,6 +183,8 @@ def subject(
     norm: str | None = None,
     eps: float | None = None,
     limit: int | None = None,
+    classes: str = "all",
+    source: str = "self",
     device: str = "auto",
 ) -> Subject:
     """Build what `--model` and its sister options say.
@@ -60,66 +196,139 @@ def subject(
         settings: words like `steps=20` for the attack.
         norm, eps: the threat; None: the checkpoint's, protocol by protocol.
         limit: samples a protocol; None: as the protocol says.
+        classes: see `advdistill.recipe.suite.Scope`.
+        source: the model that the attack's images are made on, see `Problem.seen`.
 
     Raises:
         UsageError: the options do not fit together.
         DataError, PluginError, RecipeError: from the parts.
     """
-    bare = _bare(model)
-    if not bare and not resource(model).exists():
-        raise DataError(
-            f"there is no checkpoint {model}", "an undefended model is written NAME@WEIGHTS: ViT-B-32-quickgelu@openai"
-        )
-    opened = None if bare else open_checkpoint(model, registry)
-    facts: Mapping[str, Any] = opened.facts if opened else {}
-    tree: dict[str, Any] = {}
-    if data is not None:
-        tree["data"] = {"use": _one(registry, "dataset", "folder", "--data"), "root": data}
-    elif opened:
-        tree["data"] = facts["recipe"]["data"]
-    else:
-        raise UsageError(f"{model} brings no data", "give a folder of class folders: --data DIR")
-    if attack is not None:
-        tree["attack"] = {"use": attack}
-    elif opened:
-        tree["evaluate"] = {"protocols": facts["recipe"]["evaluate"]["protocols"]}
-    else:
-        raise UsageError(f"{model} brings no protocols", "say which attack: --attack pgd steps=20")
     if settings and attack is None:
         raise UsageError(f"{settings[0]!r} is a setting of an attack, but none is named", "--attack NAME key=value …")
     if odd := [word for word in settings if "=" not in word]:
         raise UsageError(f"{odd[0]!r} is not a setting", "Write key=value, like steps=20.")
-    records = facts.get("plugins", [])
-    blocks = resolve_blocks(tree, registry, provided=records, overrides=[f"attack.{word}" for word in settings])
-
-    dataset: Dataset = build.component(registry, blocks[("data",)])
-    built = opened.model if opened else undefended(model, registry)
-    participant = Participant(built.to(build.device_of(device)), dataset.classes)
-
-    def threat(stored: Mapping[str, Any] | None) -> Threat:
-        given = stored or facts.get("threat") or {"norm": "linf", "eps": None}
-        radius = given["eps"] if eps is None else eps
-        if radius is None:
-            raise UsageError("how strong may the attack be?", "say so with --eps, for example --eps 4/255")
-        return Threat(norm or given["norm"], radius)
+    target = model if isinstance(model, Target) else Target(model, registry, device)
+    facts = target.facts
+    tree: dict[str, Any] = {}
+    if attack is not None:
+        tree["attack"] = {"use": attack}
+    elif target.opened:
+        tree["evaluate"] = {"protocols": facts["recipe"]["evaluate"]["protocols"]}
+    else:
+        raise UsageError(f"{target.name} brings no protocols", "say which attack: --attack pgd steps=20")
+    dataset, notes = _data(target, registry, _folder(registry, data), classes)
+    provided = facts.get("plugins", [])
+    blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
 
     where: dict[str, Any] = {} if limit is None else {"limit": limit}
     if attack is not None:
         name = " ".join([attack, *settings])
-        protocols = [Protocol("clean", **where), _protocol(registry, name, blocks[("attack",)], threat(None), **where)]
+        ball = _threat(facts.get("threat"), norm, eps)
+        protocols = [
+            Protocol("clean", **where),
+            build.protocol(registry, name, blocks[("attack",)], ball, source, **where),
+        ]
     else:
         protocols = []
         for index, stored in enumerate(facts["recipe"]["evaluate"]["protocols"]):
             block = blocks.get(("evaluate", "protocols", index, "attack"))
             at = {"split": stored["split"], "limit": stored["limit"], **where}
-            protocols.append(_protocol(registry, stored["name"], block, threat(_parsed(stored["threat"])), **at))
-    seed = facts["recipe"]["seed"] if opened else 0
-    notes = [f"{name}.py has changed since {model} was written" for name in _changed(records, registry)]
-    if opened and opened.classes.names != dataset.classes.names:
-        notes.append(
-            f"the data has other classes than the {len(opened.classes)} that {model} was trained on: zero-shot"
-        )
-    return Subject(model, participant, split_reader(dataset), protocols, seed, tuple(notes))
+            ball = _threat(_parsed(stored["threat"]) or facts.get("threat"), norm, eps)
+            protocols.append(build.protocol(registry, stored["name"], block, ball, **at))
+    seed = facts["recipe"]["seed"] if target.opened else 0
+    participant = Participant(target.model, dataset.classes)
+    return Subject(target.name, participant, split_reader(dataset), protocols, seed, notes, target)
+
+
+def subjects(
+    target: Target,
+    suite: Suite,
+    registry: Registry,
+    *,
+    data: str | None = None,
+    classes: str = "",
+    norm: str | None = None,
+    eps: float | None = None,
+    limit: int | None = None,
+) -> Iterator[Subject]:
+    """A model with a suite's protocols, scope by scope; columns in the order of what the attacker has to go on.
+
+    Args:
+        data, norm, eps, limit: as for `subject`; they go before what the suite says.
+        classes: as for `subject`; "": as the scope says.
+
+    Raises:
+        UsageError, DataError, PluginError, RecipeError: as `subject`.
+    """
+    from advdistill.recipe.suite import Scope
+
+    settings = suite.model
+    for name, scope in (settings.scopes or {"": Scope()}).items():
+        block = _folder(registry, data) or suite.data.get(name)
+        dataset, notes = _data(target, registry, block, classes or scope.classes)
+        where: dict[str, Any] = {"split": settings.split, "limit": settings.limit if limit is None else limit}
+        protocols: list[Protocol] = []
+        for heading, wanted in settings.protocols.items():
+            fields = wanted.threat or settings.threat
+            given = {"norm": fields.norm, "eps": fields.eps} if fields else target.facts.get("threat")
+            attack = suite.attacks.get(heading)
+            if attack is None:
+                protocols.append(Protocol(heading, **where))
+                continue
+            ball = _threat(given, norm, eps)
+            sources = target.roles() if wanted.source == "teachers" else [wanted.source]
+            for source in sources:
+                label = f"{heading} ({source})" if wanted.source == "teachers" else heading
+                for times in wanted.times:
+                    radius = min(ball.eps * times, 1.0) if ball.norm == "linf" else ball.eps * times
+                    more = f" ×{times:g}" if times != 1 else ""
+                    wider = replace(ball, eps=radius)
+                    protocols.append(build.protocol(registry, label + more, attack, wider, source, **where))
+        ranked = sorted(protocols, key=lambda p: RANKS.index(p.attacker.knowledge if p.attack else "none"))
+        participant = Participant(target.model, dataset.classes)
+        yield Subject(target.name, participant, split_reader(dataset), ranked, settings.seed, notes, target, name)
+
+
+def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple[Dataset, tuple[str, ...]]:
+    """The images and classes to measure on, and what to know about them.
+
+    Raises:
+        UsageError: there are none, or they are other classes than the model's and nobody said so.
+    """
+    opened = target.opened
+    records = target.facts.get("plugins", [])
+    if block is None:
+        if opened is None:
+            raise UsageError(f"{target.name} brings no data", "give a folder of class folders: --data DIR")
+        own = {"data": opened.facts["recipe"]["data"]}
+        block = resolve_blocks(own, registry, provided=records)[("data",)]
+    dataset = build.dataset(registry, block, classes if classes in ("base", "new") else "")
+    notes = [f"{name}.py has changed since {target.name} was written" for name in _changed(records, registry)]
+    if opened and set(opened.classes.names) != set(dataset.classes.names):
+        trained = len(opened.classes)
+        if classes == "all":
+            raise UsageError(
+                f"the data has other classes than the {trained} that {target.name} was trained on",
+                "say --classes data to classify zero-shot among the data's own",
+            )
+        notes.append(f"the data has other classes than the {trained} that {target.name} was trained on: zero-shot")
+    return dataset, tuple(notes)
+
+
+def _folder(registry: Registry, root: str | None) -> Any:
+    """The block of `--data DIR`; None where none is given."""
+    if root is None:
+        return None
+    tree = {"use": _one(registry, "dataset", "folder", "--data"), "root": root}
+    return resolve_blocks({"data": tree}, registry)[("data",)]
+
+
+def _threat(given: Mapping[str, Any] | None, norm: str | None, eps: float | None) -> Threat:
+    """The ball that was given, or what options put in its place."""
+    radius = eps if eps is not None else (given or {}).get("eps")
+    if radius is None:
+        raise UsageError("how strong may the attack be?", "say so with --eps, for example --eps 4/255")
+    return Threat(norm or (given or {}).get("norm", "linf"), radius)
 
 
 def _changed(records: Iterable[Record], registry: Registry) -> list[str]:
@@ -158,15 +367,6 @@ def _one(registry: Registry, kind: str, mark: str, option: str) -> str:
         found = ", ".join(marked) or "none"
         raise UsageError(f"{option} needs exactly one {kind} that is meant for it; there is: {found}")
     return marked[0]
-
-
-def _protocol(registry: Registry, name: str, block: Any, threat: Threat, **where: Any) -> Protocol:
-    if block is not None and threat.norm not in block.spec.norms:
-        known = ", ".join(sorted(block.spec.norms))
-        raise UsageError(
-            f"attack {block.use!r} knows {known}, not {threat.norm}", f"give --norm {known.split(', ')[0]}"
-        )
-    return build.protocol(registry, name, block, threat, **where)
 
 
 def _parsed(threat: Mapping[str, Any] | None) -> dict[str, Any] | None:

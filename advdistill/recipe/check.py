@@ -17,14 +17,15 @@ from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
 from advdistill.hooks.registry import Entry, Registry
 from advdistill.hooks.specs import AttackSpec, Spec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
-from advdistill.recipe.model import FORMAT, Evaluate, Learning, Optim, RecipeModel, Threat, Train
+from advdistill.recipe.model import FORMAT, Evaluate, Half, Learning, Optim, RecipeModel, Threat, Train
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Node, Problem, dotted, from_plain
 from advdistill.recipe.providers import Record, find
-from advdistill.recipe.resolved import Block, Recipe, TeacherBlock
+from advdistill.recipe.resolved import Block, DataBlock, Recipe, TeacherBlock
 
 _Section = TypeVar("_Section", bound=Config)
 
-_OF_TEACHERS = tuple(Learning.model_fields)
+HOSTS_OWN: dict[str, type[Config]] = {"teacher": Learning, "dataset": Half}
+"""Kind -> the keys in its blocks that the host understands."""
 
 _EXPECTED = {
     "int": "must be a whole number",
@@ -78,7 +79,11 @@ class Check:
 
     def shape(self) -> RecipeModel | None:
         """Phase 2: the host's own keys."""
-        return self._validated(RecipeModel, self.root, ())
+        return self.validated(RecipeModel)
+
+    def validated(self, model: type[_Section]) -> _Section | None:
+        """The whole file as a `model`; None where it is none, with the problems noted."""
+        return self._validated(model, self.root, ())
 
     def names(self) -> None:
         """Phase 3: every block names a plugin that is there."""
@@ -112,20 +117,23 @@ class Check:
         except PluginError as error:
             self.fail((*path, "use"), error.message, hint=error.hint, blame=error)
             return
-        own = {"use", *_OF_TEACHERS} if path[0] == "teachers" else {"use"}
+        hosts = HOSTS_OWN.get("teacher" if path[0] == "teachers" else entry.spec.kind, Config)
+        own = {"use", *hosts.model_fields}
         rest = Node({key: item for key, item in node.value.items() if key not in own}, node.mark, node.key)
         hint = f"`advdistill plugins show {entry.spec.kind}:{entry.spec.name}` lists its settings."
         config = self._validated(config_class, rest, path, hint)
-        block = (node.value["use"].value, entry.qualified, entry.spec)
-        if path[0] != "teachers":
-            inner = self._wrapped(path, node, entry.spec, config)
-            if config is not None and inner is not None:
-                self.blocks[path] = Block(*block, config, inner)
+        given = Node({key: node.value[key] for key in hosts.model_fields if key in node.value}, node.mark, node.key)
+        said = self._validated(hosts, given, path)
+        inner = self._wrapped(path, node, entry.spec, config)
+        if config is None or said is None or inner is None:
             return
-        given = Node({key: node.value[key] for key in _OF_TEACHERS if key in node.value}, node.mark, node.key)
-        learning = self._validated(Learning, given, path)
-        if config is not None and learning is not None:
-            self.blocks[path] = TeacherBlock(*block, config, train=learning.train, ema=learning.ema)
+        block = (node.value["use"].value, entry.qualified, entry.spec, config)
+        if isinstance(said, Learning):
+            self.blocks[path] = TeacherBlock(*block, train=said.train, ema=said.ema)
+        elif isinstance(said, Half):
+            self.blocks[path] = DataBlock(*block, half=said.half)
+        else:
+            self.blocks[path] = Block(*block, inner)
 
     def _wrapped(self, path: KeyPath, node: Node, spec: Spec, config: Config | None) -> tuple[Block, ...] | None:
         """The blocks that stand in an attack's settings, or in their defaults; None where one is not valid."""
@@ -346,7 +354,7 @@ def check_format(root: Node) -> None:
 
 
 def _blocks(root: Node) -> Iterator[tuple[KeyPath, str, Node]]:
-    """Where plugins are named, in a recipe whose shape may be wrong."""
+    """Where plugins are named, in a recipe or a suite whose shape may be wrong."""
     places: list[tuple[KeyPath, str]] = [
         (("data",), "dataset"),
         (("student",), "student"),
@@ -358,6 +366,8 @@ def _blocks(root: Node) -> Iterator[tuple[KeyPath, str, Node]]:
         (("teachers",), "teacher", ()),
         (("report",), "reporter", ()),
         (("evaluate", "protocols"), "attack", ("attack",)),
+        (("protocols",), "attack", ("attack",)),
+        (("scopes",), "dataset", ("data",)),
     ):
         node = root.at(parent)
         if node is not None and isinstance(node.value, (dict, list)):

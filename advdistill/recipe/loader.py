@@ -1,8 +1,8 @@
 """Recipes from files: finding them, `extends`, and overrides from the command line.
 
 Maps merge, lists replace, and `null` deletes what the parent said. Where a block says `use:` something else than its
-parent did, the parent's other keys of that block go: they are settings of another plugin. (How a teacher learns and the
-keys of `optim` belong to the host, and stay.)
+parent did, the parent's other keys of that block go: they are settings of another plugin. (How a teacher learns, the
+`half` of the data and the keys of `optim` belong to the host, and stay.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from advdistill.errors import RecipeError, UsageError, did_you_mean
 from advdistill.hooks.registry import Registry
-from advdistill.recipe.model import Learning
+from advdistill.recipe.model import Half, Learning
 from advdistill.recipe.nodes import MAX_BYTES, InvalidRecipe, Mark, Node, Problem, parse
 from advdistill.recipe.paths import resource
 
@@ -28,15 +28,20 @@ def shipped_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def recipe_files(registry: Registry) -> list[tuple[Path, str]]:
-    """Every recipe that can be named without a path, with the distribution that ships it, sorted by name."""
-    folders = [(shipped_dir(), "advdistill")]
-    folders += [(folder, plugin.dist or plugin.name) for folder, plugin in registry.recipe_dirs()]
-    found = [(file, dist) for folder, dist in folders for file in folder.glob("*.y*ml") if file.suffix in _SUFFIXES]
+def recipe_files(registry: Registry, folder: str = "") -> list[tuple[Path, str]]:
+    """Every recipe that can be named without a path, with the distribution that ships it, sorted by name.
+
+    Args:
+        folder: which folder below those of recipes.
+    """
+    places = [(shipped_dir(), "advdistill")]
+    places += [(place, plugin.dist or plugin.name) for place, plugin in registry.recipe_dirs()]
+    files = ((file, dist) for place, dist in places for file in (place / folder).glob("*.y*ml"))
+    found = [(file, dist) for file, dist in files if file.suffix in _SUFFIXES]
     return sorted(found, key=lambda item: (item[0].stem, item[1]))
 
 
-def find_recipe(source: str | Path, registry: Registry, beside: Path | None = None) -> Path:
+def find_recipe(source: str | Path, registry: Registry, beside: Path | None = None, folder: str = "") -> Path:
     """The file that `source` means.
 
     Args:
@@ -44,6 +49,7 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
             recipes and those of plugins.
         registry: whose recipe folders count.
         beside: relative paths start at this folder instead of the current one.
+        folder: as for `recipe_files`.
 
     Raises:
         RecipeError: there is no such recipe, or several plugins ship one of that name.
@@ -57,7 +63,7 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
         for suffix in _SUFFIXES:
             if (base / f"{source}{suffix}").is_file():
                 return base / f"{source}{suffix}"
-        named = [file for file, _ in recipe_files(registry) if file.stem == source]
+        named = [file for file, _ in recipe_files(registry, folder) if file.stem == source]
         if len(named) == 1:
             return named[0]
         if named:
@@ -65,19 +71,22 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
                 f"there are several recipes named {source!r}: {', '.join(map(str, named))}",
                 "Give the path of the one you mean.",
             )
-        known = [file.stem for file, _ in recipe_files(registry)]
+        known = [file.stem for file, _ in recipe_files(registry, folder)]
     else:
         known = [str(file) for suffix in _SUFFIXES for file in path.parent.glob(f"*{suffix}")]
     if path.is_dir():
         raise RecipeError(f"{source} is a folder, not a recipe", "Give the path of a recipe file.")
-    raise RecipeError(
-        f"there is no recipe {str(source)!r}{did_you_mean(str(source if is_name else path), known)}",
-        "`advdistill recipe list` shows the recipes that need no path.",
+    hint = (
+        f"These need no path: {', '.join(known)}."
+        if folder
+        else "`advdistill recipe list` shows the recipes that need no path."
     )
+    what = f"recipe {str(source)!r}" if not folder else f"file {str(source)!r} of {folder}"
+    raise RecipeError(f"there is no {what}{did_you_mean(str(source if is_name else path), known)}", hint)
 
 
-def read_recipe(path: Path, registry: Registry) -> Node:
-    """The recipe at `path`, merged over what it extends.
+def read_recipe(path: Path, registry: Registry, folder: str = "") -> Node:
+    """The recipe at `path`, merged over what it extends, which is looked up in `folder` as `find_recipe` does.
 
     Raises:
         InvalidRecipe: it cannot be read, is not a map, or extends itself.
@@ -99,7 +108,7 @@ def read_recipe(path: Path, registry: Registry) -> Node:
             message = "must be one recipe: a name, or a path relative to this file"
             raise InvalidRecipe([Problem(extends.mark, "extends", message)])
         try:
-            path = find_recipe(extends.value, registry, beside=path.parent)
+            path = find_recipe(extends.value, registry, beside=path.parent, folder=folder)
         except RecipeError as error:
             raise InvalidRecipe([Problem(extends.mark, "extends", error.message, error.hint)]) from error
     merged = layers[-1]
@@ -116,7 +125,10 @@ def merge(parent: Node, child: Node, path: tuple[str, ...] = ()) -> Node:
     uses = [side.value["use"].value for side in (parent, child) if "use" in side.value]
     if len(uses) == 2 and uses[0] != uses[1] and path[:1] != ("optim",):
         merged = {
-            key: node for key, node in merged.items() if path[:1] == ("teachers",) and key in Learning.model_fields
+            key: node
+            for key, node in merged.items()
+            if (path[:1] == ("teachers",) and key in Learning.model_fields)
+            or (path == ("data",) and key in Half.model_fields)
         }
     for key, node in child.value.items():
         if node.value is None and key in parent.value:

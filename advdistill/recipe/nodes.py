@@ -79,6 +79,12 @@ class Node:
                 return None
         return node
 
+    def with_default(self, key: str, value: Any) -> Node:
+        """This map with `key`, where it lacks it."""
+        return (
+            self if key in self.value else Node({**self.value, key: Node(value, Mark("default"))}, self.mark, self.key)
+        )
+
     def nearest(self, path: KeyPath) -> Node:
         """The deepest node on the way to `path` that is written down."""
         return next(node for end in range(len(path), -1, -1) if (node := self.at(path[:end])))

@@ -59,6 +59,16 @@ class TeacherBlock(Block):
 
 
 @dataclass(frozen=True)
+class DataBlock(Block):
+    """A data set; field as in `advdistill.recipe.model.Half`."""
+
+    half: str = "all"
+
+    def tree(self) -> dict[str, Any]:
+        return {"use": self.use, "half": self.half, **self.config.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
 class ResolvedProbe:
     """The measurement while training; `attack` None: clean accuracy only."""
 

@@ -7,8 +7,9 @@ from typing import Any
 from advdistill.errors import PluginError
 from advdistill.hooks.registry import Registry
 from advdistill.hooks.specs import KINDS
+from advdistill.recipe.check import HOSTS_OWN
 from advdistill.recipe.fields import Config
-from advdistill.recipe.model import Learning, RecipeModel
+from advdistill.recipe.model import RecipeModel
 
 
 def recipe_schema(registry: Registry) -> dict[str, Any]:
@@ -41,8 +42,8 @@ def _block(kind: str, registry: Registry, definitions: dict[str, Any]) -> dict[s
         settings = config.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
         definitions.update({f"{prefix}.{key}": value for key, value in settings.pop("$defs", {}).items()})
         settings["properties"] = {"use": {"description": entry.spec.summary}, **settings.get("properties", {})}
-        if kind == "teacher":
-            settings["properties"] |= Learning.model_json_schema()["properties"]
+        if kind in HOSTS_OWN:
+            settings["properties"] |= HOSTS_OWN[kind].model_json_schema()["properties"]
         cases.append({"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": settings})
     return {"type": "object", "properties": {"use": {"enum": registry.names(kind)}}, "allOf": cases}
 

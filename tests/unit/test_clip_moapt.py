@@ -157,10 +157,10 @@ def test_a_run_from_training_to_loading(parts, tmp_path):
     assert all(not torch.equal(stored[name], start[name]) for name in start)
 
     model, split = load(tmp_path / "run" / "last.safetensors"), ToyDataset(None).split("test")
-    places = [split.ids.index(sample) for sample in result.samples["clean"]]
+    places = result.columns["clean"].outcome.indices.tolist()
     x = torch.stack([split.load(place) for place in places]).float().requires_grad_()
     logits = model(x)
-    assert torch.equal(logits.argmax(1) == split.labels[places], result.outcomes["clean"])
+    assert torch.equal(logits.argmax(1) == split.labels[places], result.columns["clean"].outcome.right)
     (slope,) = torch.autograd.grad(logits[:, 0].sum(), x)
     assert (slope.flatten(1).abs().amax(1) > 0).all()
 

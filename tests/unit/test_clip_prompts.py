@@ -324,10 +324,10 @@ def test_a_run_with_contexts_of_each_class(parts, tmp_path):
     file, split = tmp_path / "run" / "last.safetensors", ToyDataset(None).split("test")
     stored = run_parts.tensors(tmp_path / "run")["text.prompts"]
     assert stored.shape == (1, 6, 5, 24) and row.subject == "student"
-    x = torch.stack([split.load(split.ids.index(sample)) for sample in row.samples["clean"]]).float()
+    x = torch.stack([split.load(i) for i in row.columns["clean"].outcome.indices.tolist()]).float()
     logits = load(file)(x)
-    labels = split.labels[[split.ids.index(sample) for sample in row.samples["clean"]]]
-    assert torch.equal(logits.argmax(1) == labels, row.outcomes["clean"])
+    labels = split.labels[row.columns["clean"].outcome.indices]
+    assert torch.equal(logits.argmax(1) == labels, row.columns["clean"].outcome.right)
     pair = ClassSet(("fox", "bee"), TOY_CLASSES.templates)
     torch.testing.assert_close(load(file, classes=pair)(x), logits[:, [5, 1]], atol=1e-5, rtol=0)
     with pytest.raises(UsageError, match="learned for other classes"):

@@ -24,8 +24,9 @@ from clip_parts import Parts, settings
 from PIL import Image
 
 from advdistill import Threat
-from advdistill.engine.evaluate import Results, evaluate
-from advdistill.engine.images import ImageFolder, quantise
+from advdistill.engine.evaluate import Results
+from advdistill.engine.images import ImageFolder
+from advdistill.engine.judge import quantise
 from advdistill.engine.subject import Subject, subject
 from advdistill.errors import DataError, RecipeError, RunError, UsageError
 from advdistill.hooks.registry import default_registry
@@ -61,7 +62,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(it: Subject, **how: Any) -> Results:
-    return evaluate(it.name, it.participant, it.splits, it.protocols, seed=it.seed, **how)
+    found = how.pop("found", None)
+    return Results.of(it.name, it.bench(**how).columns(it.protocols, found))
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -100,7 +102,10 @@ def test_a_changed_plugin_file_is_told(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_other_data_is_zero_shot(checkpoint: Path, photos: Path) -> None:
-    found = subject(str(checkpoint), REGISTRY, data=str(photos), attack="pgd")
+    with pytest.raises(UsageError, match="other classes than the") as told:
+        subject(str(checkpoint), REGISTRY, data=str(photos), attack="pgd")
+    assert "--classes data" in told.value.hint
+    found = subject(str(checkpoint), REGISTRY, data=str(photos), attack="pgd", classes="data")
     (note,) = found.notes
     assert "zero-shot" in note and found.participant.classes.names == ("ant", "bee", "wild cat")
     assert measured(found).counts["clean"].total == 3
@@ -198,9 +203,10 @@ def test_images_are_saved_inside_the_ball(tmp_path: Path, photos: Path) -> None:
     row = measured(found, found=ImageFolder(tmp_path / "out", found).keep, batch_size=2)
     name = found.protocols[1].name
     lines = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: line["file"])  # they are written as each sample's fate is sealed
     split = found.splits("test")
-    assert [line["id"] for line in lines] == list(split.ids) == row.samples[name]
-    assert [line["withstood"] for line in lines] == row.outcomes[name].tolist()
+    assert [line["id"] for line in lines] == list(split.ids)
+    assert [line["withstood"] for line in lines] == row.columns[name].outcome.right.tolist()
     assert all((line["said"] == line["label"]) == line["withstood"] for line in lines)
     assert [line["label"] for line in lines] == [found.participant.classes.names[i] for i in split.labels.tolist()]
     moved = 0
@@ -209,7 +215,7 @@ def test_images_are_saved_inside_the_ball(tmp_path: Path, photos: Path) -> None:
         clean = split.load(i).int()
         assert stored.shape == clean.shape and (stored - clean).abs().max() <= 8
         moved += int((stored - clean).abs().max() > 0)
-    already = (~row.outcomes["clean"]).sum().item()
+    already = (~row.columns["clean"].outcome.right).sum().item()
     assert moved == len(lines) - already
     assert not (tmp_path / "out" / "clean").exists()
 

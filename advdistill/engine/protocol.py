@@ -1,0 +1,131 @@
+"""Protocols: complete statements of how a number is taken, and of who attacks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from advdistill.engine.attack import Attack
+from advdistill.engine.data import Split
+from advdistill.engine.judge import PORTION
+from advdistill.engine.step import Participant
+from advdistill.engine.types import Threat
+from advdistill.hooks.specs import ASKS, KNOWLEDGE, AttackSpec
+
+RANKS = ("none", "white-box", "grey-box", "scores", "labels", "transfer", "blind")
+"""What an attacker has to go on, in the order of columns; "none": there is no attack."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What an attacker knows of the deployed model, may ask it, and wants.
+
+    Attributes:
+        asks: "gradients", "scores", "labels" or "nothing", of the model that is measured.
+        guesses: which of `KNOWLEDGE` he stands in for with a guess.
+        targeted: he aims at one class at a time.
+        source: the model he makes his images on; "self" is the measured one.
+    """
+
+    asks: str = "gradients"
+    guesses: frozenset[str] = frozenset()
+    targeted: bool = False
+    source: str = "self"
+
+    @classmethod
+    def of(cls, spec: AttackSpec, inner: tuple[Attacker, ...] = (), source: str = "self") -> Attacker:
+        """As an attack's spec declares; one that wraps others asks for as much as the greediest of them."""
+        asks = min((each.asks for each in inner), key=ASKS.index) if inner else spec.asks
+        guesses = frozenset(spec.guesses).union(*(each.guesses for each in inner))
+        targeted = spec.targeted or (bool(inner) and all(each.targeted for each in inner))
+        return cls(asks, guesses, targeted, source)
+
+    @property
+    def knowledge(self) -> str:
+        """One of `RANKS`: results under different ones never share a column."""
+        if self.source != "self":
+            return "transfer"
+        if self.asks == "nothing":
+            return "blind"
+        if self.asks != "gradients":
+            return self.asks
+        return "grey-box" if self.guesses else "white-box"
+
+    def to_json(self) -> dict[str, str]:
+        """`known`, `guessed` or `unknown` for each of `KNOWLEDGE`, then `asks` and `goal`."""
+        if self.source != "self":
+            said = {"weights": "guessed", "prompts": "guessed", "templates": "guessed", "class names": "known"}
+        elif self.asks == "gradients":
+            said = {what: "guessed" if what in self.guesses else "known" for what in KNOWLEDGE}
+        else:
+            said = dict.fromkeys(KNOWLEDGE, "unknown") | {"class names": "known"}
+        asks = "nothing" if self.source != "self" else self.asks
+        return {**said, "asks": asks, "goal": "targeted at each class in turn" if self.targeted else "untargeted"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one number is taken.
+
+    Attributes:
+        name: the column's head. split: which split. limit: a stratified subset of that many samples; 0: all.
+        attack: None for clean accuracy. threat: the ball, None for clean accuracy.
+        settings: what the attack was built from, JSON-able; part of the statement.
+        attacker: see there; its `source` names the model that the images are made on.
+    """
+
+    name: str
+    split: str = "test"
+    limit: int = 0
+    attack: Attack | None = None
+    threat: Threat | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    attacker: Attacker = Attacker()
+
+    def statement(
+        self,
+        split: Split,
+        samples: int,
+        participant: Participant,
+        seed: int,
+        side: tuple[int, int],
+        source: str = "",
+    ) -> dict[str, Any]:
+        """Everything that the number depends on beside the model's weights, and a `key` that hashes it.
+
+        Args:
+            samples: how many are drawn. side: height and width of the images that are attacked.
+            source: the fingerprint of the model that the images are made on, where that is another one.
+        """
+        attacked = self.attack is not None
+        said: dict[str, Any] = {
+            "name": self.name,
+            "attack": dict(self.settings) if attacked else None,
+            "threat": {"norm": self.threat.norm, "eps": self.threat.eps} if attacked and self.threat else None,
+            "attacker": self.attacker.to_json() if attacked else None,
+            "knowledge": self.attacker.knowledge if attacked else "none",
+            "source": {"model": self.attacker.source, "fingerprint": source} if attacked else None,
+            "split": {
+                "name": self.split,
+                "digest": split.digest,
+                "samples": samples,
+                "of": len(split),
+                "drawn": "all" if samples == len(split) else "stratified by class",
+            },
+            "classes": participant.classes.digest,
+            "templates": list(participant.classes.templates),
+            "resolution": list(side),
+            "metric": f"top-1 of a fresh forward, {PORTION} images at a time; ties and NaN are errors",
+            "seed": seed,
+            "precision": "fp32",
+        }
+        return {**said, "key": key(said)}
+
+
+def key(statement: Mapping[str, Any]) -> str:
+    """A hash of a statement, 16 hex digits. The name is a label: two spellings of one protocol are one measurement."""
+    facts = json.dumps({k: v for k, v in statement.items() if k not in ("name", "key")}, sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]

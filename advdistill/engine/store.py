@@ -1,0 +1,150 @@
+"""Where an evaluation is kept while it runs: pack by pack, so that nothing finished is ever done twice."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from advdistill.engine import checkpoint
+from advdistill.engine.attack import Tally
+from advdistill.recipe.header import FORMAT
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Samples that went through one stage of an attack together; tensors (n,) on the CPU, fields as in `Outcome`.
+
+    Attributes:
+        positions: long; each sample's place among those drawn.
+        images: (n, 3, H, W) what the attack ended with; None where it was not kept.
+        cross_entropy: of `images`, float64.
+    """
+
+    positions: Tensor
+    right: Tensor
+    claimed: Tensor
+    rounded: Tensor
+    size: Tensor
+    cross_entropy: Tensor
+    nearest: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    blank: Tensor
+    zeros: Tensor
+    images: Tensor | None = None
+
+    @classmethod
+    def of(cls, positions: Tensor, images: Tensor, size: Tensor, claimed: Tensor, tally: Tally) -> Pack:
+        """What an attack says itself, before the verdict."""
+        spent = {field.name: getattr(tally, field.name).cpu() for field in fields(tally)}
+        claimed = claimed.cpu()
+        nothing = torch.full((len(positions),), torch.nan, dtype=torch.float64)
+        return cls(positions, claimed, claimed, claimed, size.cpu(), nothing, **spent, images=images.cpu())
+
+    def judged(self, images: Tensor, right: Tensor, cross_entropy: Tensor, rounded: Tensor) -> Pack:
+        """With the verdict on `images`."""
+        return replace(self, images=images, right=right, cross_entropy=cross_entropy, rounded=rounded)
+
+
+class Store(ABC):
+    """Keeps packs by the key of a statement and the number of a stage."""
+
+    @abstractmethod
+    def packs(self, key: str, stage: int) -> list[Pack]:
+        """Those that are finished."""
+
+    @abstractmethod
+    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
+        """Store (n, 3, H, W) images losslessly, and give back what is stored: verdicts rest on that."""
+
+    @abstractmethod
+    def add(self, key: str, stage: int, pack: Pack) -> Pack:
+        """Note a judged pack as finished, once its images are kept."""
+
+    @abstractmethod
+    def clean(self, key: str, look: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What the model says of clean images: `look()`, or what it gave the last time under that key."""
+
+
+class Memory(Store):
+    """Keeps nothing but what was said of clean images; for measurements that belong to a run."""
+
+    def __init__(self) -> None:
+        self._clean: dict[str, dict[str, Tensor]] = {}
+
+    def packs(self, key: str, stage: int) -> list[Pack]:
+        return []
+
+    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
+        assert images is not None
+        return images
+
+    def add(self, key: str, stage: int, pack: Pack) -> Pack:
+        return pack
+
+    def clean(self, key: str, look: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+        if key not in self._clean:
+            self._clean[key] = look()
+        return self._clean[key]
+
+
+class Folder(Store):
+    """A folder with one file of outcomes for each pack, and one of images beside it.
+
+    Args:
+        path: the folder; made if it is not there.
+        model: what identifies the attacked model; part of every name, so that nobody else's images are found.
+        images: keep them once they have been judged.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, model: str, images: bool = True) -> None:
+        self._path, self._model, self._images = path, model, images
+
+    def packs(self, key: str, stage: int) -> list[Pack]:
+        return [self._read(file) for file in sorted(self._place(key).glob(f"{stage:02d}-*.outcome.safetensors"))]
+
+    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
+        assert images is not None
+        place = self._next(key, stage, "images")
+        checkpoint.write(place, {"images": images}, {"format": FORMAT})
+        return checkpoint.read(place)[1]["images"]
+
+    def add(self, key: str, stage: int, pack: Pack) -> Pack:
+        place, kept = self._next(key, stage, "outcome"), self._next(key, stage, "images")
+        tensors = {field.name: getattr(pack, field.name) for field in fields(pack) if field.name != "images"}
+        checkpoint.write(place, tensors, {"format": FORMAT})
+        if not self._images:
+            kept.unlink()
+        return pack
+
+    def clean(self, key: str, look: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+        place = self._place(key) / "clean.safetensors"
+        if not place.exists():
+            checkpoint.write(place, look(), {"format": FORMAT})
+        return checkpoint.read(place)[1]
+
+    def _place(self, key: str) -> Path:
+        """The folder of one statement on this model."""
+        place = self._path / hashlib.sha256(f"{self._model}/{key}".encode()).hexdigest()[:16]
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _next(self, key: str, stage: int, what: str) -> Path:
+        # A pack is finished when its outcome is written; images without one are of a pack that was cut off.
+        place = self._place(key)
+        number = len(list(place.glob(f"{stage:02d}-*.outcome.safetensors")))
+        return place / f"{stage:02d}-{number:06d}.{what}.safetensors"
+
+    def _read(self, file: Path) -> Pack:
+        kept = file.with_name(file.name.replace(".outcome.", ".images."))
+        tensors = checkpoint.read(file)[1]
+        return Pack(**tensors, images=checkpoint.read(kept)[1]["images"] if kept.exists() else None)
