@@ -108,9 +108,15 @@ def settings(block: Mapping[str, Any]) -> str:
             return "[" + ", ".join(map(said, value)) + "]"
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
-    inner = ", ".join(f"{key} {said(value)}" for key, value in block.items() if key != "use" and value not in (None, ""))
-    use = str(block.get("use", "attack"))
-    return f"{use} ({inner})" if inner else use
+    inner = ", ".join(
+        f"{key} {said(value)}" for key, value in block.items() if key != "use" and value not in (None, "")
+    )
+    return f"{attack_name(block)} ({inner})" if inner else attack_name(block)
+
+
+def attack_name(block: Mapping[str, Any]) -> str:
+    """What an attack's block names: with its distribution where that is another one's."""
+    return str(block["use"]).removeprefix("advdistill:")
 
 
 def idle(column: Column) -> Tensor:
@@ -165,6 +171,7 @@ def card(evaluation: Evaluation, indicators: Sequence[Indicator] = ()) -> dict[s
         "facts": dict(evaluation.facts),
         "columns": [_column(column) for column in evaluation.columns],
         "worst": _worst(evaluation),
+        "base_to_new": {name: list(values) for name, values in evaluation.base_to_new().items()},
         "nearest": _nearest(evaluation.columns),
         "curves": curves(evaluation),
         "indicators": doubts,
@@ -226,7 +233,7 @@ def _quantiles(outcome: Outcome) -> dict[str, float | None]:
     quantile lies among those for which none was seen."""
     sizes = outcome.nearest[outcome.clean].double().sort().values
     levels = (0.1, 0.5, 0.9)
-    return {f"{q:.0%}": _number(sizes[math.ceil(q * len(sizes)) - 1]) for q in levels} if len(sizes) else {}
+    return {f"{100 * q:.0f} %": _number(sizes[math.ceil(q * len(sizes)) - 1]) for q in levels} if len(sizes) else {}
 
 
 def _nearest(columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -282,10 +289,12 @@ def curves(evaluation: Evaluation) -> list[dict[str, Any]]:
         scope, norm, _ = ball(found[0])
         widest = max(points)
         last, reach = points[widest], distance(norm, widest)
-        words = f"nothing withstands {reach}" if last.hits == 0 else f"does not reach 0: {counted(last)} hold at {reach}"
+        words = (
+            f"nothing withstands {reach}" if last.hits == 0 else f"does not reach 0: {counted(last)} hold at {reach}"
+        )
         said.append(
             {
-                "attack": found[0].statement["attack"].get("use", found[0].name),
+                "attack": attack_name(found[0].statement["attack"]),
                 "scope": scope,
                 "norm": norm,
                 "points": [{"eps": eps, **_share(points[eps])} for eps in sorted(points)],
@@ -300,34 +309,36 @@ def _headline(evaluation: Evaluation, doubts: Sequence[Mapping[str, Any]]) -> st
     """One or two sentences; the word robust only where something was measured by an attacker who knows everything."""
     groups = balls(evaluation.columns)
     if not groups:
-        clean = "; ".join(f"{c.heading} {counted(c.outcome.count)}" for c in evaluation.columns)
-        return f"Nothing was attacked. {clean or 'Nothing was measured'}."
-    (scope, norm, eps), columns = next(iter(groups.items()))
+        measured = "; ".join(f"{column.heading} {counted(column.outcome.count)}" for column in evaluation.columns)
+        return f"Nothing was attacked. {measured or 'Nothing was measured'}."
+    (scope, norm, eps), columns = max(groups.items(), key=lambda group: len(group[1]))
     reach = distance(norm, eps)
     reasons = {column.heading: why for column in columns if (why := unmeasured(column))}
     told = "; ".join(f"{heading}: {why}" for heading, why in reasons.items())
-    sound = [column for column in columns if column.heading not in reasons]
-    if not sound or not eps > 0:
-        return f"Not measured within {reach}: the attack did nothing ({told or 'the ball has no size'})."
+    if len(reasons) == len(columns):
+        return f"Not measured within {reach}: the attack did nothing ({told})."
     try:
-        _, right = worst(evaluation, sound)
-        unmoved = torch.stack([idle(column) for column in sound]).all(0)
+        # What an attack broke counts, however little it did to the others.
+        _, right = worst(evaluation, columns)
+        unmoved = torch.stack([idle(column) for column in columns]).all(0)
     except DataError:
-        sound = sound[:1]
-        right, unmoved = sound[0].outcome.right, idle(sound[0])
+        columns = [column for column in columns if column.heading not in reasons][:1]
+        right, unmoved = columns[0].outcome.right, idle(columns[0])
     count = Count(int(right.sum()), len(right))
-    against = sound[0].heading if len(sound) == 1 else f"the worst case of {len(sound)} attacks"
-    where = f"within {reach}, against {against}, of {count.total:,} samples"
-    if any(column.statement["knowledge"] == "white-box" for column in sound):
+    against = columns[0].heading if len(columns) == 1 else f"the worst case of {len(columns)} attacks"
+    where = f"within {reach}, against {against}, of {count.total:,} samples" + (f" ({scope})" if scope else "")
+    if any(c.statement["knowledge"] == "white-box" and c.heading not in reasons for c in columns):
         text = f"Robust accuracy {counted(count)} {where}"
     else:
-        text = f"{counted(count)} withstand {where}: no attacker knew everything, so this is not robustness"
-    clean = Count(int(sound[0].outcome.clean.sum()), len(sound[0].outcome))
-    text += f"; clean {percent(clean.share)}."
+        text = (
+            f"{counted(count)} withstand {where}: no attacker who knows everything did anything, this is not robustness"
+        )
+    clean = columns[0].outcome.clean
+    text += f"; clean {percent(Count(int(clean.sum()), len(clean)).share)}."
     if lazy := int(unmoved.sum()):
         text += f" Not measured: the attack did nothing on {lazy} of those that withstood."
     if reasons:
-        text += f" Left out, since the attack did nothing: {told}."
+        text += f" Some attacks did nothing ({told})."
     flags = list(dict.fromkeys(each["name"] for each in doubts if each["verdict"] == "flag"))
     return text + (f" Doubtful: {', '.join(flags)}." if flags else "")
 
@@ -350,10 +361,13 @@ def markdown(card: Mapping[str, Any]) -> str:
         if len(each["attacks"]) > 1
     ]
     lines += _table(["", "right [95 %]", "of", "who attacked"], rows)
+    for name, (base, new, mean) in card["base_to_new"].items():
+        lines += ["", f"{name}: base {percent(base)}, new {percent(new)}, harmonic mean {percent(mean)}."]
     for each in card["nearest"]:
         lines += _known(each)
     if attacks:
-        head = ["", "run on", "forwards, mean (max)", "backwards", "at the edge", "largest", "mean rise", "broken", "as PNG"]
+        head = ["", "run on", "forwards, mean (max)", "backwards", "at the edge", "largest", "mean rise"]
+        head += ["broken", "as PNG"]
         lines += ["", "## How hard it was tried", "", *_table(head, [_tried(column) for column in attacks])]
         lines += ["", *(line for column in attacks for line in _notes(column))]
     for curve in card["curves"]:
