@@ -42,7 +42,7 @@ from advdistill.testing.contracts import RADII, sample_events
 from advdistill.testing.toy import CLASSES
 
 REGISTRY = default_registry()
-SHIPPED = {"attack": 46, "strategy": 25, "dataset": 3, "teacher": 2, "student": 5, "reporter": 4}
+SHIPPED = {"attack": 46, "strategy": 25, "dataset": 3, "teacher": 5, "student": 5, "reporter": 4}
 CLIP = {"model": "advdistill_demo:small.json", "weights": "random"}
 MADE = {
     "ta-square": {"n_queries": 200},
@@ -65,6 +65,9 @@ MADE = {
     "clip-tune": CLIP,
     "ciard": {"teacher_start": 0},
     "clip-anchor": CLIP,
+    "ttc": {"checkpoint": "advdistill_demo:small.safetensors"},
+    "r-tpt": {"checkpoint": "advdistill_demo:clean_prompts.safetensors", "views": 8},
+    "clipure-cos": {"checkpoint": "advdistill_demo:small.safetensors"},
     "clip-moapt": {**CLIP, "prompts": 2},
 }
 RADIUS = {"ta-onepixel": {**RADII, "l0": 6.0}, "ta-square": {**RADII, "linf": 16 / 255}}
