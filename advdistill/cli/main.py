@@ -22,6 +22,13 @@ OWN = {
     for spec in (
         CommandSpec(name="train", target=_HERE + "train:train", summary="Harden a model by a recipe."),
         CommandSpec(name="attack", target=_HERE + "attack:attack", summary="Attack a trained or an undefended model."),
+        CommandSpec(
+            name="evaluate", target=_HERE + "evaluate:evaluate", summary="Take models through whole protocols."
+        ),
+        CommandSpec(
+            name="transfer", target=_HERE + "transfer:transfer", summary="Who is misled by images made on whom."
+        ),
+        CommandSpec(name="compare", target=_HERE + "compare:compare", summary="Compare stored evaluations."),
         CommandSpec(name="recipe", target=_HERE + "recipe:app", summary="List, show, check, compare, copy recipes."),
         CommandSpec(name="plugins", target=_HERE + "plugins:app", summary="See what recipes can name, and settings."),
         CommandSpec(

@@ -41,6 +41,15 @@ def complete_attack(incomplete: str) -> list[str]:
     return [name for name in default_registry().names("attack") if name.startswith(incomplete)]
 
 
+def complete_suite(incomplete: str) -> list[str]:
+    """Names of suites of protocols."""
+    from advdistill.recipe.loader import recipe_files
+    from advdistill.recipe.suite import FOLDER
+
+    names = {file.stem for file, _ in recipe_files(default_registry(), FOLDER)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 def complete_kind(incomplete: str) -> list[str]:
     """Kinds of plugins."""
     return [kind for kind in KINDS if kind.startswith(incomplete)]
@@ -49,7 +58,8 @@ def complete_kind(incomplete: str) -> list[str]:
 CLASSES = ("all", "base", "new", "data")
 
 
-def _one_of(value: str) -> str:
+def one_of_classes(value: str) -> str:
+    """The value of `--classes`. Raises UsageError where it is none."""
     if value and value not in CLASSES:
         raise UsageError(f"--classes {value!r} is not one of {', '.join(CLASSES)}{did_you_mean(value, CLASSES)}")
     return value
@@ -89,7 +99,7 @@ Classes = Annotated[
         metavar="WHICH",
         help="all; base or new, the first or second half; data: the data's own, other than those trained on.",
         autocompletion=lambda incomplete: [which for which in CLASSES if which.startswith(incomplete)],
-        callback=lambda value: _one_of(value),
+        callback=lambda value: one_of_classes(value),
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

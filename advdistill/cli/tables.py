@@ -30,7 +30,8 @@ def results_table(rows: Sequence[Results], strong: Sequence[str] = ("student",))
     table = Table(title=TITLE, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("model")
     for name in names:
-        table.add_column(Text.assemble(name, (f"\n{_condition(rows, name)}", "dim")), justify="right")
+        told = "".join(f"\n{line}" for line in (_knowledge(rows, name), _condition(rows, name)) if line)
+        table.add_column(Text.assemble(name, (told, "dim")), justify="right")
     for row in rows:
         style = "bold" if row.subject in strong else ""
         table.add_row(_subject(row), *(_styled(row.counts.get(name)) for name in names), style=style)
@@ -40,7 +41,8 @@ def results_table(rows: Sequence[Results], strong: Sequence[str] = ("student",))
 def results_text(rows: Sequence[Results]) -> str:
     """The same table as aligned plain text, for files and pipes; ends in a newline."""
     names = _protocols(rows)
-    cells = [["model", *names], ["", *(_condition(rows, name) for name in names)]]
+    heads = [["", *(said(rows, name) for name in names)] for said in (_knowledge, _condition)]
+    cells = [["model", *names], *(head for head in heads if any(head))]
     cells += [[_subject(row), *(_styled(row.counts.get(name)).plain for name in names)] for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(names) + 1)]
     lines = [TITLE]
@@ -63,8 +65,14 @@ def _condition(rows: Sequence[Results], protocol: str) -> str:
     threat: dict[str, Any] | None = row.statements.get(protocol, {}).get("threat")
     if not threat:
         return count
-    unit = f"{threat['eps'] * 255:g}/255" if threat["norm"] == "linf" else f"{threat['eps']:g}"
+    unit = f"{threat['eps'] * 255:.4g}/255" if threat["norm"] == "linf" else f"{threat['eps']:g}"
     return f"{threat['norm']} {unit}, {count}"
+
+
+def _knowledge(rows: Sequence[Results], protocol: str) -> str:
+    """What the attacker has to go on; "" for clean accuracy."""
+    said = {row.statements[protocol].get("knowledge", "") for row in rows if protocol in row.statements}
+    return " or ".join(sorted(said - {"", "none"}))
 
 
 def _subject(row: Results) -> str:

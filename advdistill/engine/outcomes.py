@@ -139,6 +139,13 @@ class Evaluation:
             raise DataError(f"{self.subject}: the attacks of {scope or 'its own data'} looked at different samples")
         return found[0].indices, torch.stack([o.right for o in found]).all(0)
 
+    def base_to_new(self) -> dict[str, tuple[float, float, float]]:
+        """Column name -> accuracy on base classes, on new ones, and their harmonic mean; {} without such scopes."""
+        base = {c.name: c.outcome.count.share for c in self.columns if c.scope == "base"}
+        new = {c.name: c.outcome.count.share for c in self.columns if c.scope == "new"}
+        both = [name for name in base if name in new]
+        return {n: (base[n], new[n], 2 * base[n] * new[n] / max(base[n] + new[n], 1e-12)) for n in both}
+
     def save(self, path: Path) -> None:
         """Write everything to one file, whole or not at all. Raises RunError where that fails."""
         tensors = {

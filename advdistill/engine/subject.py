@@ -185,6 +185,7 @@ def subject(
     limit: int | None = None,
     classes: str = "all",
     source: str = "self",
+    data_of: Target | None = None,
     device: str = "auto",
 ) -> Subject:
     """Build what `--model` and its sister options say.
@@ -198,6 +199,7 @@ def subject(
         limit: samples a protocol; None: as the protocol says.
         classes: see `advdistill.recipe.suite.Scope`.
         source: the model that the attack's images are made on, see `Problem.seen`.
+        data_of: whose data is meant where none is given; None: the model's own.
 
     Raises:
         UsageError: the options do not fit together.
@@ -216,7 +218,8 @@ def subject(
         tree["evaluate"] = {"protocols": facts["recipe"]["evaluate"]["protocols"]}
     else:
         raise UsageError(f"{target.name} brings no protocols", "say which attack: --attack pgd steps=20")
-    dataset, notes = _data(target, registry, _folder(registry, data), classes)
+    block = _folder(registry, data) or (_own_data(data_of, registry) if data_of else None)
+    dataset, notes = _data(target, registry, block, classes)
     provided = facts.get("plugins", [])
     blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
 
@@ -298,10 +301,7 @@ def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple
     opened = target.opened
     records = target.facts.get("plugins", [])
     if block is None:
-        if opened is None:
-            raise UsageError(f"{target.name} brings no data", "give a folder of class folders: --data DIR")
-        own = {"data": opened.facts["recipe"]["data"]}
-        block = resolve_blocks(own, registry, provided=records)[("data",)]
+        block = _own_data(target, registry)
     dataset = build.dataset(registry, block, classes if classes in ("base", "new") else "")
     notes = [f"{name}.py has changed since {target.name} was written" for name in _changed(records, registry)]
     if opened and set(opened.classes.names) != set(dataset.classes.names):
@@ -313,6 +313,14 @@ def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple
             )
         notes.append(f"the data has other classes than the {trained} that {target.name} was trained on: zero-shot")
     return dataset, tuple(notes)
+
+
+def _own_data(target: Target, registry: Registry) -> Any:
+    """The block of the data that a checkpoint was trained on."""
+    if target.opened is None:
+        raise UsageError(f"{target.name} brings no data", "give a folder of class folders: --data DIR")
+    own = {"data": target.facts["recipe"]["data"]}
+    return resolve_blocks(own, registry, provided=target.facts["plugins"])[("data",)]
 
 
 def _folder(registry: Registry, root: str | None) -> Any:

@@ -196,6 +196,7 @@ def test_an_undefended_model_on_a_folder(cli: Cli, tmp_path: Path) -> None:
     row = json.loads(said.out)
     assert row["subject"] == MODEL and row["protocols"]["ta-pgd"]["hits"] <= row["protocols"]["clean"]["hits"]
     missing = cli(
-        "attack", "--model", MODEL.replace("small.safe", "absent.safe"), "--data", "photos", "--attack", "pgd"
-    )
+        "attack", "--model", MODEL.replace("small.safe", "absent.safe"), "--data", "photos", "--attack", "pgd",
+        "--eps", "8/255",
+    )  # fmt: skip
     assert missing.code == 5 and "absent.safetensors" in missing.err

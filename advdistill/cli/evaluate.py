@@ -1,0 +1,171 @@
+"""`advdistill evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advdistill.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    NormName,
+    PluginFiles,
+    Radius,
+    complete_suite,
+    one_of_classes,
+    radius,
+    registry_with,
+)
+from advdistill.cli.output import print_json
+from advdistill.errors import UsageError
+
+if TYPE_CHECKING:
+    from advdistill.engine.doubt import Indicator
+    from advdistill.engine.outcomes import Evaluation
+
+
+def evaluate(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the protocol file, like seed=1.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL", help="A checkpoint, or NAME@WEIGHTS for an undefended model; may be given several times."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="quick, standard, paranoid, base-to-new, or a file like them.",
+            autocompletion=complete_suite,
+        ),
+    ] = "standard",
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the checkpoint's own data.")
+    ] = None,
+    classes: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="all; base or new, the first or second half; data: the data's own, other than those trained on. "
+            "Default: what the protocol says.",
+            callback=one_of_classes,
+        ),
+    ] = "",
+    eps: Radius = None,
+    norm: NormName = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples, evenly over the classes; default: what the protocol says.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for outcomes and cards; default: evaluations/….")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Put another evaluation in this folder's place.")
+    ] = False,
+    drop_images: Annotated[
+        bool, typer.Option("--drop-images", help="Keep outcomes, but not the adversarial images.")
+    ] = False,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    json: Json = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Take models through whole protocols, and write what was found, sample by sample, with a card that doubts it.
+
+    A killed evaluation goes on where it was: give the same command again.
+
+    Examples:
+    advdistill evaluate --model runs/quickstart/last.safetensors --protocol quick
+    advdistill evaluate --model runs/quickstart/last.safetensors --protocol standard limit=200
+    advdistill evaluate --model ViT-B-32-quickgelu@openai --data photos --eps 1/255 --protocol quick --json
+    """
+    if not model:
+        raise UsageError("which model?", "give --model CHECKPOINT, or --model NAME@WEIGHTS such as ViT-B-32@openai")
+    if out is not None and len(model) > 1:
+        raise UsageError("--out is one folder, and there are several models", "leave it out, or evaluate one by one")
+    from advdistill.cli.progress import progress
+    from advdistill.engine import campaign
+    from advdistill.engine.subject import Target, subjects
+    from advdistill.recipe.suite import load_suite
+
+    registry = registry_with(plugin)
+    suite = load_suite(protocol, registry, settings or ())
+    said = []
+    for name in model:
+        target = Target(name, registry, device)
+        width = radius(eps)
+        found = list(subjects(target, suite, registry, data=data, classes=classes, norm=norm, eps=width, limit=limit))
+        folder = out or campaign.folder_of(target, suite)
+        how = {"data": data, "classes": classes, "norm": norm, "eps": width, "limit": limit}
+        campaign.claim(folder, target, suite, how, overwrite)
+        for note in dict.fromkeys(note for subject in found for note in subject.notes):
+            typer.echo(f"note: {note}", err=True)
+        try:
+            with progress() as show:
+                evaluation, indicators = campaign.run(
+                    target,
+                    suite,
+                    found,
+                    registry,
+                    folder,
+                    batch_size=batch_size,
+                    workers=workers,
+                    images=not drop_images,
+                    progress=show,
+                )
+        except BaseException:
+            typer.echo(f"what was finished is kept in {folder}: the same command goes on from there", err=True)
+            raise
+        said.append((evaluation, indicators, folder))
+    if json:
+        print_json([_plain(*each) for each in said] if len(said) > 1 else _plain(*said[0]))
+        return
+    for evaluation, indicators, folder in said:
+        _show(evaluation, indicators, folder)
+    if len(said) > 1:
+        _shots([evaluation for evaluation, _, _ in said])
+
+
+def _plain(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> object:
+    from advdistill.engine.card import card
+
+    return {**card(evaluation, indicators), "folder": str(folder)}
+
+
+def _show(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> None:
+    """The table, one row a scope, then what base-to-new comes to, then the doubts."""
+    from advdistill.cli.tables import print_results
+    from advdistill.engine.evaluate import Results
+
+    scopes = list(dict.fromkeys(column.scope for column in evaluation.columns))
+    rows = []
+    for scope in scopes:
+        label = f"{evaluation.subject} ({scope})" if scope else evaluation.subject
+        rows.append(Results.of(label, [c for c in evaluation.columns if c.scope == scope]))
+    print_results(rows)
+    for name, (base, new, mean) in evaluation.base_to_new().items():
+        typer.echo(f"{name}: base {100 * base:.1f}, new {100 * new:.1f}, harmonic mean {100 * mean:.1f}")
+    flagged = [each for each in indicators if each.verdict == "flag"]
+    for each in flagged:
+        typer.echo(f"doubt: {each.name}{f' ({each.column})' if each.column else ''}: {each.advice}")
+    unknown = sum(each.verdict == "unknown" for each in indicators)
+    typer.echo(f"{len(flagged)} of {len(indicators)} indicators doubt these numbers ({unknown} could not tell)")
+    typer.echo(f"{folder}/card.md says what was measured, and how")
+
+
+def _shots(evaluations: list[Evaluation]) -> None:
+    """A picture of accuracy against shots, where the models differ in them."""
+    from advdistill.engine.pictures import save, shots_figure
+
+    shots = {evaluation.facts.get("recipe", {}).get("shots") for evaluation in evaluations}
+    if len(shots) > 1 and None not in shots:
+        path = Path("evaluations") / "shots.png"
+        save(shots_figure(evaluations), path)
+        typer.echo(f"{path}: accuracy against shots")

@@ -1,0 +1,111 @@
+"""`advdistill transfer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from advdistill.cli.options import (
+    BatchSize,
+    Classes,
+    Device,
+    Json,
+    NormName,
+    PluginFiles,
+    Radius,
+    complete_attack,
+    radius,
+    registry_with,
+)
+from advdistill.cli.output import print_columns, print_json
+from advdistill.errors import UsageError
+
+
+def transfer(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL… [KEY=VALUE…]", help="Two or more models, then settings of the attack."),
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(metavar="NAME", help="Make the images with this plugin.", autocompletion=complete_attack)
+    ] = "ti-mi-di-fgsm",
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the first checkpoint's data.")
+    ] = None,
+    classes: Classes = "all",
+    eps: Radius = None,
+    norm: NormName = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples, evenly over the classes; default: all.")] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    json: Json = False,
+    plugin: PluginFiles = None,
+) -> None:
+    """Make images on each model and show them to every other: who is misled by whose?
+
+    A row is the model that is measured, a column the one that the images were made on; the diagonal is white-box.
+
+    Examples:
+    advdistill transfer runs/a/last.safetensors runs/b/last.safetensors
+    advdistill transfer runs/a/last.safetensors ViT-B-32-quickgelu@openai --attack apgd steps=50 --limit 200
+    """
+    models = [word for word in words or () if "=" not in word]
+    settings = [word for word in words or () if "=" in word]
+    if len(models) < 2:
+        raise UsageError("transfer takes two models or more", "advdistill transfer A.safetensors B.safetensors")
+    if len(set(models)) < len(models):
+        raise UsageError("a model is given twice", "name each once: the diagonal of the matrix is the model itself")
+    from advdistill.cli.progress import progress
+    from advdistill.engine.evaluate import Results
+    from advdistill.engine.subject import Target, subject
+
+    registry = registry_with(plugin)
+    targets = [Target(name, registry, device) for name in models]
+    lead = next((target for target in targets if target.opened), None)
+    # One ball and one data set for all: the first checkpoint's.
+    trained = lead.facts["threat"] if lead else {"norm": None, "eps": None}
+    ball, width = norm or trained["norm"], radius(eps) or trained["eps"]
+    rows = []
+    with progress() as show:
+        for target in targets:
+            said = {}
+            for source in targets:
+                found = subject(
+                    target,
+                    registry,
+                    data=data,
+                    attack=attack,
+                    settings=settings,
+                    limit=limit,
+                    classes=classes,
+                    source="self" if source is target else source.name,
+                    data_of=lead,
+                    norm=ball,
+                    eps=width,
+                )
+                label = f"{source.name} → {target.name}"
+                bench = found.bench(batch_size=batch_size, progress=partial(_relabelled, show, label))
+                said[source.name] = Results.of(target.name, bench.columns(found.protocols))
+            rows.append((target.name, said))
+    if json:
+        print_json([{"model": name, "sources": {of: row.to_json() for of, row in said.items()}} for name, said in rows])
+        return
+    typer.echo(f"accuracy in % [95 % Wilson interval] under {attack} made on the model at the head of the column")
+    table = []
+    for name, said in rows:
+        cells = []
+        for row in said.values():
+            robust = list(row.counts.values())[-1]
+            low, high = robust.wilson()
+            cells.append(f"{100 * robust.share:.1f} [{100 * low:.1f}–{100 * high:.1f}]")
+        clean = next(iter(said.values())).counts["clean"]
+        table.append([name, f"{100 * clean.share:.1f}", *cells])
+    print_columns(["model", "clean", *(f"on {t.name}" for t in targets)], table)
+
+
+def _relabelled(show: Callable[[str, int, int], None], label: str, protocol: str, done: int, total: int) -> None:
+    """Progress of one pair, under its own name."""
+    show(label, done, total)
