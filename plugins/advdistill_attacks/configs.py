@@ -88,25 +88,11 @@ SEVEN = [
 """The seven templates that Radford et al. (2021, arXiv 2103.00020) found to do best together on ImageNet."""
 
 
-class Restated(Config):
-    """An attack that climbs something else than the problem's own objective."""
-
-    attack: dict[str, Any] = Field(default_factory=lambda: {"use": "pgd", "steps": 100})
-    """The block of the attack that does the climbing."""
-
-
-class _ByObjective(Restated):
-    @field_validator("attack")
-    @classmethod
-    def _brings_no_loss(cls, attack: dict[str, Any]) -> dict[str, Any]:
-        if attack.get("loss"):
-            raise ValueError(f"the inner attack would climb {attack['loss']!r} instead; drop its loss")
-        return attack
-
-
-class TeacherGuided(_ByObjective):
+class TeacherGuided(Config):
     """Away from the teacher."""
 
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack that climbs; it must climb any objective."""
     teacher: str = "clean"
     """The role of the teacher in the recipe, or `base`."""
     teacher_sees: Literal["clean", "adversarial"] = "clean"
@@ -115,16 +101,20 @@ class TeacherGuided(_ByObjective):
     """KL(teacher || student), which distillation minimises, or KL(student || teacher)."""
 
 
-class Feature(_ByObjective):
+class Feature(Config):
     """Away from the clean image's features."""
 
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack that climbs; it must climb any objective."""
     distance: Literal["l2", "cosine"] = "l2"
     """Squared Euclidean distance, or 1 - cosine."""
 
 
-class CrossPrompt(Restated):
+class CrossPrompt(Config):
     """With prompts of the attacker's own."""
 
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack."""
     prompts: Literal["hand-written", "teacher", "ensemble"] = "hand-written"
     """Class features of hand-written templates, averaged; the teacher's own; or several templates, each a classifier of
     its own whose losses are averaged."""
@@ -145,8 +135,11 @@ class CrossPrompt(Restated):
         return templates or (SEVEN if known.data.get("prompts") == "ensemble" else HAND_WRITTEN)
 
 
-class CleanBackbone(Restated):
+class CleanBackbone(Config):
     """On the undefended twin."""
+
+    attack: Block = Field(default_factory=lambda: {"use": "apgd"})
+    """The attack."""
 
 
 class Universal(Config):
