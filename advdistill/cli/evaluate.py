@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -140,16 +141,23 @@ def _plain(evaluation: Evaluation, indicators: list[Indicator], folder: Path) ->
 
 
 def _show(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> None:
-    """The table, one row a scope, then what base-to-new comes to, then the doubts."""
-    from advdistill.cli.tables import print_results
-    from advdistill.engine.evaluate import Results
+    """One line a column, the worst of each ball, what base-to-new comes to, and the doubts."""
+    from advdistill.cli.output import print_columns
+    from advdistill.engine.card import card, distance
 
-    scopes = list(dict.fromkeys(column.scope for column in evaluation.columns))
-    rows = []
-    for scope in scopes:
-        label = f"{evaluation.subject} ({scope})" if scope else evaluation.subject
-        rows.append(Results.of(label, [c for c in evaluation.columns if c.scope == scope]))
-    print_results(rows)
+    said = card(evaluation, indicators)
+    typer.echo(f"{evaluation.subject}: accuracy over all samples drawn, in % [95 % Wilson interval]")
+    lines = []
+    for each in said["columns"]:
+        threat = each["statement"]["threat"]
+        ball = distance(threat["norm"], threat["eps"]) if threat else ""
+        lines.append([each["heading"], each["knowledge"] if threat else "", ball, _percent(each), f"{each['total']:,}"])
+    for each in said["worst"]:
+        if len(each["attacks"]) > 1:
+            head = f"{each['scope']}: worst" if each["scope"] else "worst"
+            ball = distance(each["norm"], each["eps"])
+            lines.append([head, f"{len(each['attacks'])} attacks", ball, _percent(each), f"{each['total']:,}"])
+    print_columns(["", "attacker", "ball", "accuracy", "of"], lines)
     for name, (base, new, mean) in evaluation.base_to_new().items():
         typer.echo(f"{name}: base {100 * base:.1f}, new {100 * new:.1f}, harmonic mean {100 * mean:.1f}")
     flagged = [each for each in indicators if each.verdict == "flag"]
@@ -158,6 +166,11 @@ def _show(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> 
     unknown = sum(each.verdict == "unknown" for each in indicators)
     typer.echo(f"{len(flagged)} of {len(indicators)} indicators doubt these numbers ({unknown} could not tell)")
     typer.echo(f"{folder}/card.md says what was measured, and how")
+
+
+def _percent(said: Mapping[str, Any]) -> str:
+    low, high = said["wilson95"]
+    return f"{100 * said['accuracy']:.1f} [{100 * low:.1f}–{100 * high:.1f}]"
 
 
 def _shots(evaluations: list[Evaluation]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from advdistill.cli.options import (
 from advdistill.cli.output import print_columns, print_json
 from advdistill.errors import UsageError
 
+if TYPE_CHECKING:
+    from advdistill.engine.evaluate import Results
+
 
 def transfer(
     words: Annotated[
@@ -31,7 +34,7 @@ def transfer(
     ] = None,
     attack: Annotated[
         str, typer.Option(metavar="NAME", help="Make the images with this plugin.", autocompletion=complete_attack)
-    ] = "ti-mi-di-fgsm",
+    ] = "mi-fgsm",
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the first checkpoint's data.")
     ] = None,
@@ -95,17 +98,19 @@ def transfer(
         return
     typer.echo(f"accuracy in % [95 % Wilson interval] under {attack} made on the model at the head of the column")
     table = []
-    for name, said in rows:
-        cells = []
-        for row in said.values():
-            robust = list(row.counts.values())[-1]
-            low, high = robust.wilson()
-            cells.append(f"{100 * robust.share:.1f} [{100 * low:.1f}–{100 * high:.1f}]")
+    for number, (name, said) in enumerate(rows, 1):
         clean = next(iter(said.values())).counts["clean"]
-        table.append([name, f"{100 * clean.share:.1f}", *cells])
-    print_columns(["model", "clean", *(f"on {t.name}" for t in targets)], table)
+        table.append([f"{number}", f"{100 * clean.share:.1f}", *(_percent(row) for row in said.values()), name])
+    print_columns(["", "clean", *(f"on {number}" for number in range(1, len(rows) + 1)), "model"], table)
 
 
 def _relabelled(show: Callable[[str, int, int], None], label: str, protocol: str, done: int, total: int) -> None:
     """Progress of one pair, under its own name."""
     show(label, done, total)
+
+
+def _percent(row: Results) -> str:
+    """The attacked column of a row."""
+    robust = list(row.counts.values())[-1]
+    low, high = robust.wilson()
+    return f"{100 * robust.share:.1f} [{100 * low:.1f}–{100 * high:.1f}]"

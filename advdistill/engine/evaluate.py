@@ -22,6 +22,7 @@ from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.step import Participant, Seen
 from advdistill.engine.store import Memory, Pack, Store
+from advdistill.errors import DataError, RunError, UserError
 
 Progress = Callable[[str, int, int], None]
 """`progress(protocol, done, total)` in samples."""
@@ -190,7 +191,16 @@ class Bench:
         portions = list(rest.split(self.batch_size)) if len(rest) else []
         batches = read(split, [indices[part].tolist() for part in portions], workers=self.workers)
         for positions, batch in zip(portions, batches, strict=True):
-            pack = self._attack(protocol, stage, to_device(batch, self.participant.model.device), positions)
+            try:
+                pack = self._attack(protocol, stage, to_device(batch, self.participant.model.device), positions)
+            except UserError:
+                raise
+            except Exception as error:
+                raise RunError(
+                    f"{protocol.name}: attack {stage.name or type(stage).__name__} failed on samples "
+                    f"{int(batch.samples[0])} to {int(batch.samples[-1])}: {type(error).__name__}: {error}",
+                    "-v shows where it happened",
+                ) from error
             images = self.store.keep(key, number, pack.images)
             yield self.store.add(key, number, self._judged(pack, images, batch))
 
@@ -279,7 +289,14 @@ class Bench:
         found(protocol.name, batch, pack.images[which], pack.right[which])
 
     def _read(self, split: Split, indices: Tensor) -> Iterator[Batch]:
-        yield from read(split, [part.tolist() for part in indices.split(self.batch_size)], workers=self.workers)
+        side = split.load(0).shape[-2:]
+        for batch in read(split, [part.tolist() for part in indices.split(self.batch_size)], workers=self.workers):
+            if batch.images.shape[-2:] != side:
+                sizes = " and ".join(f"{height}x{width}" for height, width in (side, batch.images.shape[-2:]))
+                raise DataError(
+                    f"images of {sizes} stand in one split", "let the dataset resize them: eps acts on pixels"
+                )
+            yield batch
 
 
 class _State:
