@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,33 +15,14 @@ from advdistill.engine.count import Count
 from advdistill.engine.outcomes import Column, Evaluation, Outcome
 from advdistill.errors import DataError
 
+if TYPE_CHECKING:
+    from advdistill.engine.indicator import Indicator
+
 EDGE = 1e-3
 """A perturbation this close to the radius, relative to it, lies on the ball's boundary."""
 
 Ball = tuple[str, str, float]
 """A scope, a norm, a radius: attacks in one ball can be asked for their worst case together."""
-
-
-class Indicator(Protocol):
-    """A doubt about an evaluation, as it is shown.
-
-    Attributes:
-        name: what is looked at. value, threshold: what was seen, and from where on it is doubtful.
-        verdict: "ok", "flag" or "unknown". advice: what to do about a flag. column: whose heading; "" for all.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def value(self) -> Any: ...
-    @property
-    def threshold(self) -> Any: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def advice(self) -> str: ...
-    @property
-    def column(self) -> str: ...
 
 
 def distance(norm: str, size: float) -> str:
@@ -154,17 +135,7 @@ def card(evaluation: Evaluation, indicators: Sequence[Indicator] = ()) -> dict[s
     Accuracies are over all drawn samples, with 95 % Wilson intervals; what an attack spent and reached is over the
     samples that it was run on.
     """
-    doubts = [
-        {
-            "name": each.name,
-            "column": each.column,
-            "value": each.value,
-            "threshold": each.threshold,
-            "verdict": each.verdict,
-            "advice": each.advice,
-        }
-        for each in indicators
-    ]
+    doubts = [each.to_json() for each in indicators]
     return {
         "subject": evaluation.subject,
         "headline": _headline(evaluation, doubts),
@@ -457,9 +428,12 @@ def _doubts(indicators: Sequence[Mapping[str, Any]]) -> list[str]:
             where = f" ({each['column']})" if each["column"] else ""
             seen = f"{_brief(each['value'])}, threshold {_brief(each['threshold'])}"
             lines.append(f"- **{each['name']}**{where}: {seen}. {each['advice']}")
-    for verdict, words in (("unknown", "Could not be told"), ("ok", "Nothing to see")):
-        if names := dict.fromkeys(each["name"] for each in indicators if each["verdict"] == verdict):
-            lines.append(f"- {words}: {', '.join(names)}.")
+    for each in indicators:
+        if each["verdict"] == "unknown":
+            where = f" ({each['column']})" if each["column"] else ""
+            lines.append(f"- {each['name']}{where} could not be told: {each['advice']}")
+    if fine := dict.fromkeys(each["name"] for each in indicators if each["verdict"] == "ok"):
+        lines.append(f"- Nothing to see: {', '.join(fine)}.")
     return lines
 
 

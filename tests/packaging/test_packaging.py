@@ -4,7 +4,7 @@ Guarantees:
 - folders in plugins/ = packages of the wheel = entry points, and plugins/ itself is no package;
 - the wheel's top-level names are `advdistill*` only; every file of the sources and every recipe is in it, among them
   templates, the demo's models, configs and recipes, and py.typed;
-- dependencies are those twelve that a run needs, and no more;
+- dependencies are those fifteen that are needed, and no more;
 - a plugin's folder, copied out into the package that `new-plugin` makes and installed beside a wheel without it, shows
   up under its own distribution, and recipes that use it are valid again;
 - no file names a machine's own paths or a package index.
@@ -113,7 +113,7 @@ def test_dependencies() -> None:
     names = [re.split(r"[^\w-]", line)[0] for line in PROJECT["project"]["dependencies"]]
     assert sorted(names) == [
         "huggingface_hub", "matplotlib", "open_clip_torch", "pluggy", "pydantic", "pyyaml", "rich", "safetensors",
-        "scikit-learn", "timm", "torch", "torchattacks", "torchvision", "typer",
+        "scikit-learn", "scipy", "timm", "torch", "torchattacks", "torchvision", "typer",
     ]  # fmt: skip
 
 
