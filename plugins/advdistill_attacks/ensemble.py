@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -13,21 +12,32 @@ from advdistill_attacks.configs import Climbing
 
 
 def titled(attack: Attack) -> str:
-    """The attack's name, and its loss where that has been chosen: `apgd-ce`."""
+    """The attack's name, with its loss where one has been chosen: `apgd-ce`."""
     loss = attack.config.loss if isinstance(attack.config, Climbing) else ""
-    return f"{attack.name}-{loss}" if loss else attack.name
+    return f"{attack.name}-{loss}" if loss and not attack.name.endswith(f"-{loss}") else attack.name
 
 
 class Ensemble(Attack):
-    """An evaluation runs the `stages` one by one; in one batch each row keeps the image of the highest objective."""
+    """An evaluation runs the `stages` one by one; in one batch each row keeps the image of the highest objective.
+
+    Every attack has the same noise, as if it ran alone.
+    """
+
+    @property
+    def studies(self) -> int:  # type: ignore[override]
+        """As many as the attack that wants most."""
+        return max(attack.studies for attack in self.inner)
+
+    def study(self, problem: Problem, threat: Threat, noise: Noise) -> None:
+        for attack in self.inner:
+            if attack.studies:
+                attack.study(problem, threat, noise)
 
     def stages(self) -> Sequence[Attack]:
-        """Those of all attacks, in order."""
-        found = []
-        for stage in (stage for attack in self.inner for stage in attack.stages()):
-            stage, name = copy.copy(stage), titled(stage)
-            stage.name = name
-            found.append(stage)
+        """Those of all attacks, in order, named after their losses."""
+        found = [stage for attack in self.inner for stage in attack.stages()]
+        for stage in found:
+            stage.name = titled(stage)
         return found
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:

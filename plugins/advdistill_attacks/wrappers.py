@@ -55,7 +55,11 @@ class EOT(Wrapper):
 
 
 class BPDA(Wrapper):
-    """Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420)."""
+    """Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
+
+    The other model stands in wherever the attack asks for the problem's logits, so that any `loss` goes through it; an
+    objective that a strategy brings does not ask the problem.
+    """
 
     @contextlib.contextmanager
     def adapted(self, problem: Problem) -> Iterator[Problem]:
