@@ -171,8 +171,8 @@ class FABT(Config):
     beta: float = Field(0.9, gt=0, lt=1)
     """How much of its perturbation a misclassified image keeps before the next step."""
     final_search: int = Field(0, ge=0)
-    """Steps of interpolation from each run's nearest find to the boundary: the paper takes 3, the standard ensemble's
-    code none."""
+    """Steps of interpolation from the nearest image found back to the boundary: the paper takes 3, the standard
+    ensemble's code none."""
 
 
 class FMN(Config):
