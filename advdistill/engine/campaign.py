@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +77,6 @@ def run(
     workers: int = 0,
     images: bool = True,
     progress: Progress = lambda protocol, done, total: None,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Evaluation, list[Indicator]]:
     """Measure what is not measured yet, and write `outcomes.safetensors`, `card.md`, `card.json`, and curves.
 
@@ -86,24 +84,24 @@ def run(
         subjects: see `advdistill.engine.subject.subjects`.
         out: claimed before.
         images: keep the adversarial images of every sample, as float32.
-        tell: is given what is under way, line by line.
 
     Raises:
         UserError: from the parts; what was finished before is kept, and the same call goes on from there.
     """
     store = Folder(out / "packs", target.fingerprint, images)
-    columns: list[Column] = []
-    for subject in subjects:
-        bench = subject.bench(batch_size=batch_size, workers=workers, progress=progress, store=store)
+    how = {"batch_size": batch_size, "workers": workers, "progress": progress, "store": store}
+    benches = [(subject, subject.bench(**how)) for subject in subjects]
+    for subject, bench in benches:
         for protocol in subject.protocols:
-            tell(f"{subject.scope + ': ' if subject.scope else ''}{protocol.name}")
-            columns += bench.columns([protocol], scope=subject.scope)
+            bench.statement(protocol)  # a source that is not there is told before anything is measured
+    columns: list[Column] = []
+    for subject, bench in benches:
+        columns += bench.columns(subject.protocols, scope=subject.scope)
     facts = {**target.to_json(), "versions": {"advdistill": metadata.version("advdistill")}}
     evaluation = Evaluation(target.name, facts, tuple(columns))
     evaluation.save(out / FILE)
     indicators = doubt.from_columns(evaluation)
     if suite.model.doubt:
-        tell("doubts")
         indicators += doubts(subjects[0], suite, registry, progress)
     said = card(evaluation, indicators)
     write_bytes(out / "card.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
