@@ -393,8 +393,8 @@ def test_top_targets_are_the_largest_other_logits():
 
 @pytest.mark.parametrize(
     ("norm", "expected"),
-    # Behind the label by 1, 2.2, 3; slopes against it (3, -4), (10, 0), (8, 8). Distances in the threat's norm: for linf
-    # over 7, 10, 16: 0.14, 0.22, 0.19; for l2 over 5, 10, 11.3: 0.20, 0.22, 0.27; for l1 over 4, 10, 8: 0.25, 0.22, 0.38.
+    # Behind the label by 1, 2.2, 3; slopes against it (3, -4), (10, 0), (8, 8). Distances in the threat's norm: in linf
+    # over 7, 10, 16: 0.14, 0.22, 0.19; in l2 over 5, 10, 11.3: 0.20, 0.22, 0.27; in l1 over 4, 10, 8: 0.25, 0.22, 0.38.
     [("linf", [1, 3, 2]), ("l2", [1, 2, 3]), ("l1", [2, 1, 3])],
 )
 def test_malt_orders_by_distance(norm, expected):
