@@ -37,8 +37,8 @@ class FMN(Attack):
 
     A step along the gradient of the margin (best other logit minus the label's), normalised in l2, then onto a sphere
     whose radius shrinks where the image is misclassified and grows where it is not; before the first success its
-    radius is the linearised distance to the boundary. Ends with the nearest misclassified image, where there was none
-    with the last one.
+    radius is the linearised distance to the boundary (inferred: and a little more). Ends with the nearest misclassified
+    image, where there was none with the last one.
 
     It looks beyond the threat's ball, and at every sample to its end: what it finds out is the size of each sample's
     smallest perturbation (`problem.tally.nearest`), and a sample that is broken inside the ball has a smaller one yet.
@@ -64,7 +64,8 @@ class FMN(Attack):
             found = found | wrong
             slope = torch.linalg.vector_norm(gradient.flatten(1), DUAL[threat.norm], dim=1)
             ahead = size + margin.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
-            away = torch.where(found, radius * (1 + gamma), ahead)
+            # (1 + gamma) for both: the linearised distance alone ends on the boundary of a linear model, and stays.
+            away = torch.where(found, radius, ahead) * (1 + gamma)
             radius = torch.where(wrong, torch.minimum(radius * (1 - gamma), nearest), away).minimum(largest)
             delta = shrink(delta + length * direction(gradient, "l2"), radius, threat.norm)
             delta = (clean + delta).clamp(0, 1) - clean
