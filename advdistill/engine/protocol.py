@@ -37,8 +37,9 @@ class Attacker:
 
     @classmethod
     def of(cls, spec: AttackSpec, inner: tuple[Attacker, ...] = (), source: str = "self") -> Attacker:
-        """As an attack's spec declares; one that wraps others asks for as much as the greediest of them."""
-        asks = min((each.asks for each in inner), key=ASKS.index) if inner else spec.asks
+        """As an attack's spec declares; one that wraps others asks for no more than the greediest of them."""
+        greediest = min((ASKS.index(each.asks) for each in inner), default=0)
+        asks = ASKS[max(greediest, ASKS.index(spec.asks))]
         guesses = frozenset(spec.guesses).union(*(each.guesses for each in inner))
         targeted = spec.targeted or (bool(inner) and all(each.targeted for each in inner))
         return cls(asks, guesses, targeted, source)
@@ -48,20 +49,18 @@ class Attacker:
         """One of `RANKS`: results under different ones never share a column."""
         if self.source != "self":
             return "transfer"
-        if self.asks == "nothing":
-            return "blind"
-        if self.asks != "gradients":
-            return self.asks
-        return "grey-box" if self.guesses else "white-box"
+        if self.guesses and self.asks in ("gradients", "nothing"):
+            return "grey-box"
+        return {"gradients": "white-box", "nothing": "blind"}.get(self.asks, self.asks)
 
     def to_json(self) -> dict[str, str]:
         """`known`, `guessed` or `unknown` for each of `KNOWLEDGE`, then `asks` and `goal`."""
         if self.source != "self":
-            said = {"weights": "guessed", "prompts": "guessed", "templates": "guessed", "class names": "known"}
-        elif self.asks == "gradients":
+            said = dict.fromkeys(KNOWLEDGE, "guessed") | {"class names": "known", "labels": "known"}
+        elif self.knowledge in ("white-box", "grey-box"):
             said = {what: "guessed" if what in self.guesses else "known" for what in KNOWLEDGE}
         else:
-            said = dict.fromkeys(KNOWLEDGE, "unknown") | {"class names": "known"}
+            said = dict.fromkeys(KNOWLEDGE, "unknown") | {"class names": "known", "labels": "known"}
         asks = "nothing" if self.source != "self" else self.asks
         return {**said, "asks": asks, "goal": "targeted at each class in turn" if self.targeted else "untargeted"}
 

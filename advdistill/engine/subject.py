@@ -278,6 +278,9 @@ def subjects(
             if attack is None:
                 protocols.append(Protocol(heading, **where))
                 continue
+            if wanted.source == "base" and target.opened is None:
+                notes = (*notes, f"{heading} is left out: {target.name} is its own base")
+                continue
             ball = _threat(given, norm, eps)
             sources = target.roles() if wanted.source == "teachers" else [wanted.source]
             for source in sources:

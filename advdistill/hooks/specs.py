@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
 ASKS = ("gradients", "scores", "labels", "nothing")
-KNOWLEDGE = ("weights", "prompts", "templates", "class names")
+KNOWLEDGE = ("weights", "prompts", "templates", "class names", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class AttackSpec(Spec):
         asks: what it asks the attacked model for: "gradients", "scores" (logits), "labels" (the answer), or "nothing"
             (it is made on another model, or is noise).
         guesses: what it does without that a white-box attacker knows: some of "weights", "prompts", "templates",
-            "class names".
+            "class names", "labels".
         targeted: it aims at one class at a time.
         wraps: the name of the setting that holds another attack's block, or a list of them; "": none. They are built
             first and handed over as `inner`.

@@ -32,6 +32,7 @@ def advdistill_attacks() -> Iterable[AttackSpec]:
         target="advdistill_attacks.distilled:TeacherGuided",
         config="advdistill_attacks.configs:TeacherGuided",
         norms={"linf", "l2", "l1"},
+        guesses={"labels"},
         wraps="attack",
         summary="Climbs the divergence between a student and its teacher, by any attack",
     )
@@ -40,7 +41,7 @@ def advdistill_attacks() -> Iterable[AttackSpec]:
         target="advdistill_attacks.distilled:Feature",
         config="advdistill_attacks.configs:Feature",
         norms={"linf", "l2", "l1"},
-        guesses={"prompts", "templates", "class names"},
+        guesses={"prompts", "templates", "class names", "labels"},
         wraps="attack",
         summary="Climbs the distance of image features from the clean image's, without labels, by any attack",
     )
@@ -69,6 +70,7 @@ def advdistill_attacks() -> Iterable[AttackSpec]:
         config="advdistill_attacks.configs:Universal",
         norms={"linf", "l2"},
         objective=True,
+        guesses={"labels"},
         summary="One perturbation for all images, learned on training images",
         reference="https://arxiv.org/abs/1610.08401",
     )

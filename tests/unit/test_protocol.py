@@ -9,6 +9,8 @@
   settings, threat, knowledge, source and that model's weights, data, samples, classes, templates, resolution, seed.
 - The key does not change with the name, with spelling, with the order of settings, or with batching.
 - Clean accuracy has no attacker, and depends on no threat.
+- A subset is a draw by seed, even over the classes however the data is sorted, not its beginning; all protocols of one
+  size look at the same.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 
 from advdistill import AttackSpec, ClassSet, Threat
 from advdistill.engine import build
-from advdistill.engine.data import ArraySplit, Split
+from advdistill.engine.data import ArraySplit, Split, stratified
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.protocol import RANKS, Attacker, Protocol, key
 from advdistill.engine.step import Participant
@@ -51,7 +53,7 @@ def spec(**facts: Any) -> AttackSpec:
         ({"asks": "scores"}, "self", "scores"),
         ({"asks": "labels"}, "self", "labels"),
         ({"asks": "nothing"}, "self", "blind"),
-        ({"asks": "nothing", "guesses": {"weights", "prompts"}}, "self", "blind"),
+        ({"asks": "nothing", "guesses": {"weights", "prompts"}}, "self", "grey-box"),
         ({}, "base", "transfer"),
         ({"guesses": {"prompts"}}, "robust", "transfer"),
         ({"asks": "scores"}, "other.safetensors", "transfer"),
@@ -67,7 +69,7 @@ def test_knowledge_has_one_name(facts: dict[str, Any], source: str, knowledge: s
     assert said["goal"] == ("targeted at each class in turn" if facts.get("targeted") else "untargeted")
     if source != "self":
         assert said["asks"] == "nothing" and said["weights"] == "guessed"
-    elif facts.get("asks", "gradients") != "gradients":
+    elif knowledge in ("scores", "labels", "blind"):
         assert said["weights"] == said["prompts"] == "unknown"
 
 
@@ -87,6 +89,8 @@ def test_a_wrapper_is_as_greedy_as_what_it_wraps() -> None:
     aiming = Attacker.of(spec(targeted=True))
     assert Attacker.of(wrapper, (aiming, aiming)).targeted and not Attacker.of(wrapper, (aiming, white)).targeted
     assert Attacker.of(wrapper, (white,), "base").knowledge == "transfer"
+    elsewhere = Attacker.of(spec(wraps="attack", asks="nothing", guesses={"weights"}), (white,))
+    assert (elsewhere.asks, elsewhere.knowledge) == ("nothing", "grey-box")
 
 
 def test_what_ships_is_named_truly() -> None:
@@ -97,7 +101,7 @@ def test_what_ships_is_named_truly() -> None:
         block = resolve_blocks({"attack": {"use": name}}, registry)[("attack",)]
         norm = sorted(block.spec.norms)[0]  # type: ignore[attr-defined]
         found[block.spec.name] = build.protocol(registry, name, block, Threat(norm, 0.01)).attacker.knowledge
-    grey = {"feature", "cross-prompt", "clean-backbone"}
+    grey = {"feature", "cross-prompt", "clean-backbone", "teacher-guided", "universal"}
     others = {"noise": "blind", "square": "scores", "rays": "labels"}
     assert {name for name, knowledge in found.items() if knowledge == "grey-box"} == grey
     assert {name: found[name] for name in others} == others
@@ -216,3 +220,26 @@ def test_clean_accuracy_has_no_attacker() -> None:
     assert said["attack"] is said["threat"] is said["attacker"] is said["source"] is None
     wide = Scene().said(replace(clean, threat=Threat("linf", 0.5)))
     assert wide["key"] == said["key"]
+
+
+# --- samples -----------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_is_drawn_evenly_from_sorted_data() -> None:
+    labels = torch.arange(6).repeat_interleave(10)
+    drawn = stratified(labels, 12, 0)
+    assert labels[drawn].tolist() == sorted([*range(6)] * 2) and drawn.tolist() == sorted(drawn.tolist())
+    assert not torch.equal(drawn, stratified(labels, 12, 1)), "another seed is another draw"
+    assert (drawn % 10 > 1).any(), "not the first of every class"
+    assert stratified(labels, 8, 0).tolist() != list(range(8)) and len(stratified(labels, 8, 0).unique()) == 8
+    assert set(stratified(labels, 6, 0).tolist()) <= set(drawn.tolist()), "a smaller one is part of it"
+    few = torch.tensor([0] * 50 + [1] * 2)
+    assert few[stratified(few, 10, 0)].tolist() == [0] * 8 + [1] * 2
+
+
+def test_all_protocols_look_at_the_same_samples() -> None:
+    scene = Scene()
+    protocols = [Protocol("clean", limit=12), Scene.protocol, replace(Scene.protocol, threat=Threat("linf", 0.5 / 255))]
+    bench = Bench(Participant(ToyModel(ToyConfig()), CLASSES), lambda name: scene.split, 5)
+    drawn = [column.outcome.indices.tolist() for column in bench.columns(protocols)]
+    assert drawn[0] == drawn[1] == drawn[2] == stratified(scene.split.labels, 12, 5).tolist()
