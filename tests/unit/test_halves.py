@@ -1,0 +1,75 @@
+"""What is pinned here:
+
+- A half of the classes is the first ceil(C / 2) of them or the others, in their order, and exactly their samples, with
+  labels counted anew; every split of it, training's augmentation included.
+- `data.half` is the host's own key: it is checked, stays when another data set is named, stands in the resolved recipe,
+  and a data set's own settings keep their place beside it.
+- Halves of fewer than two classes are refused.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advdistill import ClassSet
+from advdistill.engine import build
+from advdistill.engine.data import HalfOfClasses, seeded
+from advdistill.errors import RecipeError, UsageError
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.resolve import load_recipe, resolve_blocks
+from advdistill.testing import ToyDataset
+
+
+class Odd(ToyDataset):
+    """The toy with its last class left out of the names."""
+
+    classes = ClassSet(ToyDataset.classes.names[:5], ToyDataset.classes.templates)
+
+
+@pytest.mark.parametrize(("whole", "half", "first", "names"), [
+    (ToyDataset, "base", 0, ("ant", "bee", "cat")),
+    (ToyDataset, "new", 3, ("dog", "eel", "fox")),
+    (Odd, "base", 0, ("ant", "bee", "cat")),
+    (Odd, "new", 3, ("dog", "eel")),
+])  # fmt: skip
+def test_a_half_is_its_classes_and_their_samples(whole: type, half: str, first: int, names: tuple[str, ...]) -> None:
+    data = whole(None)
+    part = HalfOfClasses(data, half)
+    assert part.classes == ClassSet(names, data.classes.templates)
+    for name in ("train", "test"):
+        split, all_ = part.split(name), data.split(name)
+        assert sorted(set(split.labels.tolist())) == list(range(len(names)))
+        wanted = [i for i, label in enumerate(all_.labels.tolist()) if first <= label < first + len(names)]
+        assert split.ids == [all_.ids[i] for i in wanted]
+        assert split.labels.tolist() == [all_.labels[i].item() - first for i in wanted]
+        assert all(torch.equal(split.load(i), all_.load(place)) for i, place in enumerate(wanted))
+
+
+def test_augmentation_goes_through() -> None:
+    block = resolve_blocks({"data": {"use": "digits", "shift": 4, "half": "new"}})["data",]
+    split = build.dataset(default_registry(), block).split("train")
+    moved = [split.load(0, seeded("x", i)) for i in range(8)]
+    assert any(not torch.equal(image, split.load(0)) for image in moved)
+
+
+def test_two_classes_are_the_least() -> None:
+    class Three(ToyDataset):
+        classes = ClassSet(ToyDataset.classes.names[:3], ToyDataset.classes.templates)
+
+    assert len(HalfOfClasses(Three(None), "base").classes) == 2
+    with pytest.raises(UsageError, match="at least two classes"):
+        HalfOfClasses(Three(None), "new")
+
+
+def test_the_key_is_the_hosts_own() -> None:
+    assert load_recipe("quickstart").tree["data"]["half"] == "all"
+    recipe = load_recipe("quickstart", ["data.half=base"])
+    assert recipe.tree["data"]["half"] == "base" and recipe.tree["data"]["shift"] == 2
+    assert len(build.dataset(default_registry(), recipe.data).classes) == 5
+    assert len(build.dataset(default_registry(), recipe.data, "new").classes) == 5
+    assert build.dataset(default_registry(), recipe.data, "new").classes.names[0] == "five"
+    other = load_recipe("quickstart", ["data.half=base", "data={use: folder, root: photos}"])
+    assert other.tree["data"]["half"] == "base" and "shift" not in other.tree["data"]
+    with pytest.raises(RecipeError, match=r"data\.half: must be 'all', 'base' or 'new', not 'old'"):
+        load_recipe("quickstart", ["data.half=old"])
