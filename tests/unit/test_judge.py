@@ -8,6 +8,8 @@
   of the logits.
 - The verdict on a checkpoint is what a fresh forward of `advdistill.load` says, float32, class features anew; nothing
   that the attacked model has become changes it.
+- It is attacked and judged in eval mode with what it has learned, whatever mode it was in: a model that samples nothing
+  never disagrees with its own verdict. The order of the classes changes nothing.
 - What the attacked model says of itself is kept beside the verdict, and is not it; an image that misleads the attacked
   model alone is not broken, one that misleads the exported model alone is.
 - The verdict rests on the stored floats, not on their 8 bits; what 8 bits leave is told beside it. Rounding goes
@@ -21,10 +23,12 @@ from pathlib import Path
 import pytest
 import run_parts
 import torch
+from advdistill_attacks.configs import PGD as PGDConfig
+from advdistill_attacks.pgd import PGD
 from torch import Tensor
 
 import advdistill
-from advdistill import Attack, Noise, Problem, Threat
+from advdistill import Attack, ClassSet, Noise, Problem, Threat
 from advdistill.engine.attack import right
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.data import ArraySplit
@@ -193,6 +197,72 @@ def test_what_became_of_the_attacked_model_changes_no_verdict(trained: Path) -> 
     assert torch.equal(clean.right, before.right) and clean.right.sum() > 50
     assert not attacked.claimed[attacked.clean].any() and attacked.right[attacked.clean].all()
     assert open_checkpoint(trained, registry).model.learned()["gain"].gt(0).all()
+
+
+# --- as it is deployed -------------------------------------------------------------------------------------------
+
+
+class Dropping(ToyModel):
+    """In training it drops features."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(super().features(images), 0.6, self.training)
+
+
+def learned(model: ToyModel) -> ToyModel:
+    """With prompts that have moved class features far from those of the names alone."""
+    with torch.no_grad():
+        model.context.copy_(3 * torch.randn(len(model.context), generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def attacked(participant: Participant, classes: ClassSet = CLASSES) -> Outcome:
+    """By a few steps of pgd, on a split whose labels follow the order of `classes`."""
+    split = ToyDataset(None).split("test")
+    assert isinstance(split, ArraySplit)
+    place = torch.tensor([classes.names.index(name) for name in CLASSES.names])
+    split = ArraySplit(split.images, place[split.labels], split.ids)
+    attack = PGD(PGDConfig(steps=3))
+    return Bench(participant, lambda name: split, 0, batch_size=13).measure(
+        Protocol("pgd", attack=attack, threat=Threat("linf", 5 / 255)), split, torch.arange(60), "key"
+    )
+
+
+def test_what_is_in_training_is_attacked_and_judged_in_eval_mode() -> None:
+    wanted = attacked(Participant(ToyModel(ToyConfig()), CLASSES))
+    dropping = Participant(Dropping(ToyConfig()), CLASSES, learns=True)
+    dropping.model.train()
+    found = attacked(dropping)
+    assert torch.equal(found.right, wanted.right) and 0 < found.right.sum() < found.clean.sum()
+    assert torch.equal(found.size, wanted.size) and torch.equal(found.margin, wanted.margin)
+    assert dropping.model.training
+
+
+def test_the_model_that_is_attacked_is_the_one_that_classifies() -> None:
+    """With the prompts that were learned, not those of the hand."""
+    prompted, said = Participant(learned(ToyModel(ToyConfig())), CLASSES), list[Tensor]()
+
+    class Listens(Attack):
+        def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+            said.append(problem.predict(problem.images, problem.rows))
+            return problem.images
+
+    bench = Bench(prompted, ToyDataset(None).split, 0)
+    (column,) = bench.columns([Protocol("listens", attack=Listens(None), threat=Threat("linf", 0.1))])
+    outcome, (logits,) = column.outcome, said
+    others = logits.scatter(1, outcome.labels.unsqueeze(1), -INF).amax(1)
+    margin = logits.gather(1, outcome.labels.unsqueeze(1)).squeeze(1) - others
+    assert outcome.clean.all() and len(logits) == 60
+    torch.testing.assert_close(margin, outcome.margin)
+    found = attacked(prompted)
+    assert torch.equal(found.claimed, found.right) and 0 < found.right.sum() < found.clean.sum()
+
+
+def test_the_order_of_the_classes_changes_no_verdict() -> None:
+    wanted = attacked(Participant(ToyModel(ToyConfig()), CLASSES))
+    order = ClassSet(("dog", "bee", "fox", "ant", "eel", "cat"), CLASSES.templates)
+    found = attacked(Participant(ToyModel(ToyConfig()), order), order)
+    assert torch.equal(found.right, wanted.right) and found.clean.all()
 
 
 # --- claims and verdicts -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 - What an attack's stages find adds up: the first that breaks a sample is the one that is named, a later one takes
   nothing back; passes and shares of zero gradients are summed; the record tells apart what was wrong before.
 - Survivors of one stage go to the next, others do not; what a stage found is worth its passes.
+- A sample takes its noise with it, whoever stands beside it.
 - Sizes are those of the images judged, in the threat's norm, at most its radius; the rise is the loss's.
 """
 
@@ -317,6 +318,24 @@ def test_a_later_stage_takes_nothing_back() -> None:
     assert scene.samples(stages[1]) == list(range(12))
     assert outcome.stage.tolist() == [-1, -1, -1, 0, 0, 1, *[-1] * 6]
     assert outcome.count == Count(7, 12) and outcome.size[3] > 0.1
+
+
+def test_a_sample_takes_its_noise_with_it() -> None:
+    class Paints(Attack):
+        def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+            return problem.images + threat.eps * (2 * noise.uniform((3, 16, 16)) - 1)
+
+    painted = list[Tensor]()
+    for size in (64, 7):
+        kept = torch.zeros(60, 3, 16, 16)
+
+        def keep(name: str, batch: Any, images: Tensor, right: Tensor, kept: Tensor = kept) -> None:
+            kept[batch.samples] = images
+
+        bench = Bench(Participant(ToyModel(ToyConfig()), CLASSES), ToyDataset(None).split, 0, batch_size=size)
+        list(bench.columns([Protocol("paints", attack=Paints(None), threat=Threat("linf", 0.02))], keep))
+        painted.append(kept)
+    assert torch.equal(*painted) and not torch.equal(painted[0][0], painted[0][1])
 
 
 def test_sizes_are_those_of_the_threat() -> None:

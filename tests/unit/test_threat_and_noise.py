@@ -9,7 +9,8 @@ Pinned here:
 - Problem in evaluation: any wrong look inside the ball breaks its row for good, images outside do not, the first found
   is returned; in training all rows stay open and nothing is kept;
 - an attack's result is projected, and refused where it is no image;
-- gradients are per sample: batch size does not scale them.
+- gradients are per sample: batch size does not scale them; they are exact down to the smallest float32; of several
+  draws they are the mean.
 """
 
 import pytest
@@ -180,6 +181,25 @@ def test_gradients_are_per_sample():
     torch.testing.assert_close(gradient[:1], alone)
     torch.testing.assert_close(values[:1], value)
     assert values.shape == (5,) and not values.requires_grad and not gradient.requires_grad
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-7, 1e-30])
+def test_gradients_are_exact_however_small(size):
+    of = brightness(watch=False)
+    slope = torch.linspace(-1, 1, 12).view(3, 2, 2) + 1 / 3
+    tiny = of.restated(lambda images, rows: size * (images * slope).flatten(1).sum(1))
+    gradient, _ = tiny.gradient(of.images, of.rows)
+    torch.testing.assert_close(gradient, size * slope.expand(3, -1, -1, -1), rtol=1e-6, atol=0)
+    assert not of.tally.blank.any()
+
+
+def test_several_draws_are_averaged():
+    of, drawn = brightness(watch=False), iter([1.0, 2.0, 6.0, 0.0])
+    random = of.restated(lambda images, rows: next(drawn) * images.flatten(1).sum(1), draws=4)
+    gradient, values = random.gradient(of.images, of.rows)
+    torch.testing.assert_close(gradient, torch.full_like(of.images, 9 / 4))
+    torch.testing.assert_close(values, torch.full((3,), 9 / 4 * 6))
+    assert of.tally.backwards.tolist() == [4, 4, 4]
 
 
 class Says(Attack):
