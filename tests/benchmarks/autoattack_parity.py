@@ -37,7 +37,7 @@ from torch import Tensor
 MODELS = {
     "half-robust": ("advdistill_demo:adversarial_ce.safetensors", 16 / 255),
     "undefended": ("advdistill_demo:small.safetensors", 8 / 255),
-    "prompted": ("advdistill_demo:clean_prompts.safetensors", 5 / 255),
+    "prompted": ("advdistill_demo:clean_prompts.safetensors", 6 / 255),
 }
 ATTACKS = ("apgd", "apgd-t", "fab-t", "square", "autoattack")
 ALLOWED = {"difference": 0.3, "agreement": 0.5}  # points

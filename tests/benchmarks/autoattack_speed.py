@@ -1,6 +1,6 @@
 """How long the standard ensemble takes: ours, and the usual way, with the same budgets and on survivors alone.
 
-    python tests/benchmarks/autoattack_speed.py [--only plain|prompted] [--runs 3] [--threads 1] [--samples 64]
+    python tests/benchmarks/autoattack_speed.py [--only plain|prompted] [--runs 3] [--threads 1] [--samples 32]
         [--steps 100] [--targets 9] [--queries 5000]
         [--prompted-samples 16] [--prompted-steps 10] [--prompted-targets 2] [--prompted-queries 100]
 
@@ -98,7 +98,7 @@ def main() -> None:
     options.add_argument("--only", choices=EPS)
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--threads", type=int, default=1)
-    for prefix, defaults in (("", (64, 100, 9, 5000)), ("prompted-", (16, 10, 2, 100))):
+    for prefix, defaults in (("", (32, 100, 9, 5000)), ("prompted-", (16, 10, 2, 100))):
         for name, value in zip(("samples", "steps", "targets", "queries"), defaults, strict=True):
             options.add_argument(f"--{prefix}{name}", type=int, default=value)
     given = options.parse_args()
