@@ -2,13 +2,14 @@
 
 Pinned here:
 - on a linear model of two classes it finds each sample's distance to the boundary in linf, l2 and l1, and returns it;
-- the first ball is the linearised distance, and a little more, then it shrinks where the image misleads and grows where it does not;
+- the first ball is the linearised distance and a little more; then it shrinks where the image misleads, or grows;
 - step and gamma fall along a cosine;
 - it goes on after a sample is broken, also in evaluation, with one gradient a step and nothing else;
 - cutting to radii of the samples' own is the threat's projection, sample by sample;
 - a sample's result does not depend on its batch mates; gradients of zero are borne.
 """
 
+import itertools
 import math
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_step_falls_along_a_cosine():
 
     threat = Threat("l2", 1.0)
     attack(steps=8, step=0.01).run(Problem(images, labels, None, logits, threat), threat, noise(1))
-    taken = torch.stack([(b - a).norm() for a, b in zip(asked, asked[1:], strict=False)])
+    taken = torch.stack([(b - a).norm() for a, b in itertools.pairwise(asked)])
     expected = [0.01 * (0.01 + 0.99 * (1 + math.cos(math.pi * i / 8)) / 2) for i in range(7)]
     torch.testing.assert_close(taken, torch.tensor(expected), rtol=1e-3, atol=1e-7)
 
