@@ -17,7 +17,7 @@ class Defence(VisionLanguageModel):
     """A finished model behind a defence that has nothing to learn.
 
     Args:
-        inner: the model that is defended; it stays in eval mode.
+        inner: the model that is defended; it stays frozen and in eval mode.
         config: the defence's settings.
     """
 
@@ -25,7 +25,7 @@ class Defence(VisionLanguageModel):
 
     def __init__(self, inner: Factored, config: Any) -> None:
         super().__init__()
-        self.inner, self.config = inner, config
+        self.inner, self.config = inner.eval().requires_grad_(False), config
         self.image_size, self.templates = inner.image_size, inner.templates
         self._exposed = ""
 
