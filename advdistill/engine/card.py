@@ -340,7 +340,10 @@ def markdown(card: Mapping[str, Any]) -> str:
         head = ["", "run on", "forwards, mean (max)", "backwards", "at the edge", "largest", "mean rise"]
         head += ["broken", "as PNG"]
         lines += ["", "## How hard it was tried", "", *_table(head, [_tried(column) for column in attacks])]
-        lines += ["", *(line for column in attacks for line in _notes(column))]
+        notes: dict[str, list[str]] = {}
+        for column in attacks:
+            notes.setdefault(_note(column), []).append(column["heading"])
+        lines += ["", *(f"- {', '.join(headings)}: {note}" for note, headings in notes.items())]
     for curve in card["curves"]:
         scope = f" ({curve['scope']})" if curve["scope"] else ""
         lines += ["", f"## ε curve: {curve['attack']}{scope}", "", f"The curve {_finish(curve)}.", ""]
@@ -403,8 +406,8 @@ def _tried(column: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _notes(column: Mapping[str, Any]) -> list[str]:
-    """A line on an attack: what it is, what its stages broke, and what is odd."""
+def _note(column: Mapping[str, Any]) -> str:
+    """On an attack: what it is, what its stages broke, and what is odd."""
     parts = [f"`{column['settings']}`"]
     if len(column["stages"]) > 1:
         parts.append("broke " + ", ".join(f"{stage['broke']} by {stage['name']}" for stage in column["stages"]))
@@ -416,7 +419,7 @@ def _notes(column: Mapping[str, Any]) -> list[str]:
         parts.append(f"{column['certain']} started at a loss of exactly 0")
     if column["disputed"]:
         parts.append(f"attack and fresh verdict disagree on {column['disputed']}")
-    return [f"- {column['heading']}: " + "; ".join(parts)]
+    return "; ".join(parts)
 
 
 def _doubts(indicators: Sequence[Mapping[str, Any]]) -> list[str]:

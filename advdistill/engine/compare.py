@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from advdistill.errors import DataError, UsageError, did_you_mean
 DRAWS = 10_000
 LEVEL = 0.05
 POWER = 0.8
+FOREIGN = "source.fingerprint"
+"""What differs where each model's images are made on a relative of its own."""
 Z_LEVEL, Z_POWER = float(stats.norm.ppf(1 - LEVEL / 2)), float(stats.norm.ppf(POWER))
 
 Bits = np.ndarray
@@ -279,7 +282,7 @@ def compare(
         raise UsageError("one evaluation alone cannot be compared", "name two or more: advdistill compare A B")
     _distinct(methods)
     matched = _match(methods)
-    everything, notes = _tables(matched, despite)
+    everything, notes = _tables(matched, columns, despite)
     if not everything:
         raise DataError(
             "the evaluations have no column in common: " + "; ".join(_columns(method) for method in methods),
@@ -358,8 +361,13 @@ def _columns(method: Method) -> str:
     return f"{method.name} has {', '.join(column.heading for column in method.evaluations[0].columns) or 'none'}"
 
 
-def _tables(methods: Sequence[Method], despite: Collection[str]) -> tuple[dict[str, _Table], list[str]]:
-    """All columns that all evaluations have, then worst cases, by heading; and notes."""
+def _tables(
+    methods: Sequence[Method], wanted: Collection[str], despite: Collection[str]
+) -> tuple[dict[str, _Table], list[str]]:
+    """All columns that all evaluations have, then worst cases, by heading; and notes.
+
+    A column of different protocols is an error, unless others than it are `wanted`.
+    """
     every = [each for method in methods for each in method.evaluations]
     shared = [c.heading for c in every[0].columns if all(c.heading in {o.heading for o in e.columns} for e in every)]
     some = list(dict.fromkeys(c.heading for each in every for c in each.columns if c.heading not in shared))
@@ -367,16 +375,21 @@ def _tables(methods: Sequence[Method], despite: Collection[str]) -> tuple[dict[s
     kept, problems = [], []
     for heading in shared:
         fields = sorted({field for each in every[1:] for field in _differing(every[0], each, heading)})
-        if fields == ["source.fingerprint"]:
+        if fields == [FOREIGN] and "source" not in despite:
             notes.append(f"{heading} is left out: its images were made on different models")
             continue
-        kept.append(heading)
-        if excused := [field for field in fields if field.split(".")[0] in despite]:
-            notes.append(f"{heading} is compared in spite of different {', '.join(excused)}")
-        if open_ := [field for field in fields if field not in excused]:
+        excused = [field for field in fields if field.split(".")[0] in despite]
+        open_ = [field for field in fields if field not in excused]
+        if not open_:
+            kept.append(heading)
+            if excused:
+                notes.append(f"{heading} is compared in spite of different {', '.join(excused)}")
+        elif wanted and heading not in wanted:
+            notes.append(f"{heading} is left out: it was not measured under one protocol ({', '.join(open_)})")
+        else:
             problems.append((heading, open_))
     if problems:
-        raise _different(every, problems)
+        raise _different(every, problems, kept)
     cut = [replace(each, columns=tuple(each.column(heading) for heading in kept)) for each in every]
     tables = {heading: _table(methods, heading, [each.column(heading).outcome for each in cut]) for heading in kept}
     for (scope, norm, eps), columns in balls(cut[0].columns).items() if cut else ():
@@ -412,27 +425,37 @@ def _differing(first: Evaluation, second: Evaluation, heading: str) -> list[str]
     return [path for path in differ(one, two, "") if path not in ("name", "key")] or ["key"]
 
 
-def _different(every: Sequence[Evaluation], problems: Sequence[tuple[str, list[str]]]) -> DataError:
-    def at(evaluation: Evaluation, heading: str, path: str) -> Any:
-        value: Any = evaluation.column(heading).statement
+def _different(
+    every: Sequence[Evaluation], problems: Sequence[tuple[str, list[str]]], alike: Sequence[str]
+) -> DataError:
+    """The error that says in which fields protocols differ, who says what, and what to do.
+
+    Args:
+        problems: headings with their fields. alike: headings of columns that could be compared.
+    """
+
+    def at(evaluation: Evaluation, heading: str, path: str) -> str:
+        statement = evaluation.column(heading).statement
+        value: Any = statement
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        return value
+        return distance(statement["threat"]["norm"], value) if path == "threat.eps" and value else str(value)
 
     lines = []
     for heading, fields in problems:
         for field in fields:
             said: dict[str, str] = {}
             for each in every:
-                said.setdefault(str(at(each, heading, field)), each.subject)
+                said.setdefault(at(each, heading, field), each.subject)
             values = " · ".join(f"{value} ({subject})" for value, subject in said.items())
             lines.append(f"  {heading}: {field}: {values}")
-    tops = ",".join(sorted({field.split(".")[0] for _, fields in problems for field in fields}))
-    return DataError(
-        "these were not measured under one protocol:\n" + "\n".join(lines),
-        "evaluate them again under one suite; or, where the difference belongs to the method, "
-        f"say so: --despite {tops}",
-    )
+    tops = {field.split(".")[0] for _, fields in problems for field in fields if field != FOREIGN}
+    hint = "evaluate them again under one suite" + (" and with the same --norm and --eps" if "threat" in tops else "")
+    if own := sorted(tops - {"threat", "split", "key"}):
+        hint += f"; where the difference belongs to the methods, say so: --despite {','.join(own)}"
+    if alike:
+        hint += f"; or compare the others: --column {' --column '.join(map(shlex.quote, alike))}"
+    return DataError("these were not measured under one protocol:\n" + "\n".join(lines), hint)
 
 
 def _table(methods: Sequence[Method], heading: str, outcomes: Sequence[Outcome]) -> _Table:

@@ -248,7 +248,7 @@ def test_markdown() -> None:
     assert lines[0] == "# m" and text.endswith("\n") and not text.endswith("\n\n")
     assert "model `m` (m) · recipe `apd`, seed 3 · advdistill 0.1.0" in lines
     assert "| worst of 2 | 40.0 % [30.9–49.8] | 100 | every one of a\\|b, pgd; linf 8/255 |" in lines
-    assert "- pgd: `pgd (steps 20, restarts 2)`" in lines
+    assert "- a|b, pgd: `pgd (steps 20, restarts 2)`" in lines
     assert "| pgd | 90 | 21.0 (21) | 20.0 (20) | 100.0 % | linf 8/255 | +1.5 | 50 | 50 stay so |" in lines
     assert (
         "Known to break, of the samples that are right: 10 % at linf 4/255, 50 % at linf 4/255, 90 % at no size seen."

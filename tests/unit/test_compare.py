@@ -210,8 +210,19 @@ def test_other_protocols_are_refused() -> None:
     with pytest.raises(DataError) as caught:
         compare([method("a", first), method("b", second)])
     assert "pgd: attack.steps: 20 (a) · 10 (b)" in caught.value.message
-    assert f"pgd: threat.eps: {8 / 255} (a) · {4 / 255} (b)" in caught.value.message
-    assert "--despite attack,threat" in caught.value.hint
+    assert "pgd: threat.eps: linf 8/255 (a) · linf 4/255 (b)" in caught.value.message
+    assert caught.value.hint == (
+        "evaluate them again under one suite and with the same --norm and --eps; "
+        "where the difference belongs to the methods, say so: --despite attack; "
+        "or compare the others: --column clean"
+    )
+
+
+def test_columns_that_nobody_wants_may_differ() -> None:
+    first, second = simple("a", bits(0.5, 1)), simple("b", bits(0.5, 2), eps=4 / 255)
+    found = compare([method("a", first), method("b", second)], columns=["clean"], draws=FEW)
+    assert [row.heading for row in found.rows] == ["clean"] and not found.front
+    assert "pgd is left out: it was not measured under one protocol (threat.eps)" in found.notes
 
 
 def test_a_field_may_differ_where_one_says_so() -> None:
@@ -230,6 +241,8 @@ def test_images_made_on_different_models_are_left_out() -> None:
     found = compare([method("a", first), method("b", second)], draws=FEW)
     assert [row.heading for row in found.rows] == ["clean"]
     assert "pgd is left out: its images were made on different models" in found.notes
+    allowed = compare([method("a", first), method("b", second)], despite=["source"], draws=FEW)
+    assert [row.heading for row in allowed.rows] == ["clean", "pgd"]
 
 
 @pytest.mark.parametrize("field", ["indices", "labels"])
