@@ -28,6 +28,7 @@ OWN = {
         CommandSpec(
             name="transfer", target=_HERE + "transfer:transfer", summary="Who is misled by images made on whom."
         ),
+        CommandSpec(name="diagnose", target=_HERE + "diagnose:diagnose", summary="Doubt what an attack reports."),
         CommandSpec(name="compare", target=_HERE + "compare:compare", summary="Compare stored evaluations."),
         CommandSpec(name="recipe", target=_HERE + "recipe:app", summary="List, show, check, compare, copy recipes."),
         CommandSpec(name="plugins", target=_HERE + "plugins:app", summary="See what recipes can name, and settings."),
