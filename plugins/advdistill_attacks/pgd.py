@@ -65,8 +65,9 @@ class PGD(Attack):
                 break
             with torch.no_grad():
                 values = problem.objective(images[rows], rows).float()
-            better = rows[values > highest[rows]]
-            best[better], highest[rows] = images[better], torch.maximum(values, highest[rows])
+            better = values > highest[rows]
+            best[rows] = torch.where(better.view(-1, 1, 1, 1), images[rows], best[rows])
+            highest[rows] = torch.where(better, values, highest[rows])
         return best
 
 

@@ -5,7 +5,9 @@ Pinned here:
 - MMT-ARD's momentum: v <- m v + sign(g), a step along sign(v), the last iterate;
 - fgsm is one step of eps; from a random start it is 1.25 eps, cut to the ball;
 - random starts fill the ball: uniform in linf; in l2 a uniform radius, whatever the direction;
-- restarts keep each sample's best, and a restart's draws do not depend on how many there are;
+- restarts keep each sample's best, and a restart's draws do not depend on how many there are; a plan can count their
+  passes without values;
+- `loss` names what is climbed instead of the problem's own objective;
 - in evaluation rows close as soon as an iterate broke them and are not asked about again;
 - no gradient is taken that nobody uses: `steps` of them a restart, and one look at the end only to compare restarts;
 - a zero gradient, and one whose squares underflow, give a zero and a unit direction;
@@ -127,6 +129,28 @@ def test_restarts_keep_each_samples_best(scene):
 
     one, five = values(run(1)), values(run(5))
     assert (five >= one - 1e-6).all() and (five > one + 1e-6).any()
+
+
+def test_a_plan_has_no_values():
+    with torch.device("meta"):
+        images, labels, samples = torch.empty(4, 3, 6, 6), torch.zeros(4, dtype=torch.long), torch.arange(4)
+    trial = Problem(images, labels, None, lambda x, rows: x.flatten(1)[:, :5], LINF)
+    passes = 0
+
+    def logits(x, rows):
+        nonlocal passes
+        passes += 1
+        return x.flatten(1)[:, :5]
+
+    PGD(configs.PGD(steps=3, restarts=2))(trial.restated(logits=logits), LINF, Noise(0, "test", 0, samples))
+    assert passes == 2 * (3 + 1)
+
+
+@pytest.mark.parametrize("attack", [PGD(configs.PGD(steps=3, loss="cw")), FGSM(configs.FGSM(loss="cw"))])
+def test_a_named_loss_replaces_the_objective(scene, attack):
+    down = problem(scene, objective=lambda x, rows: -cross_entropy(scene[2](x), scene[1][rows]))
+    found = attack(down, LINF, noise())
+    assert (cross_entropy(scene[2](found), scene[1]) > cross_entropy(scene[2](scene[0]), scene[1])).all()
 
 
 def test_closed_rows_are_left_alone(scene):
