@@ -217,7 +217,7 @@ def bootstrap(first: Bits, second: Bits, draws: int = DRAWS, seed: int = 0) -> n
 
     A resampled mean of S seeds spreads too little, by (S−1)/S in its variance and by the tails of Student's t: its
     interval covered 72 % with two seeds and 82 % with three where they differ much. The deviation is therefore
-    divided by sqrt(χ²/S), χ² of S−1 degrees (inferred; 93 % and more in the same simulation, and wider than needed
+    divided by sqrt(χ²/S), χ² of S−1 degrees (inferred; 92 % and more in the same simulation, and wider than needed
     where the seeds do not differ). That seeds vary as much as methods do: Bouthillier et al. 2021; that significance
     belongs to every comparison: Dror et al. 2018.
 
