@@ -370,7 +370,7 @@ class AutoAttack(Config):
     version: Literal["standard", "rand", "custom"] = "standard"
     """`standard`: apgd on cross-entropy, apgd-t, fab-t, square with 5,000 queries; `rand`, for models that draw at
     random: apgd on cross-entropy and on dlr, each with 20 evaluations a gradient; `custom`: what `attacks` says."""
-    attacks: list[Block] = Field(default_factory=list)
+    attacks: list[Block] = Field(default_factory=lambda: _ENSEMBLES["standard"])
     """The attacks, each on what the ones before it left over; any others than the version's own need `custom`."""
 
     @model_validator(mode="before")
@@ -391,7 +391,7 @@ class AutoAttack(Config):
 class APGDPair(Config):
     """apgd on cross-entropy, then apgd-t."""
 
-    attacks: list[Block] = Field(default_factory=list)
+    attacks: list[Block] = Field(default_factory=lambda: _ENSEMBLES["pair"])
     """The two; no others."""
 
     @model_validator(mode="before")

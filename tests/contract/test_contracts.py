@@ -71,10 +71,15 @@ MADE = {
     "clip-moapt": {**CLIP, "prompts": 2},
 }
 RADIUS = {"ta-onepixel": {**RADII, "l0": 6.0}, "ta-square": {**RADII, "linf": 16 / 255}}
+SLOW = {"apgd-ce-apgd-t"}
+"""What cannot be made smaller without another name."""
 
 
 def entries(kind):
-    return [pytest.param(entry, id=entry.qualified) for entry in REGISTRY.entries(kind)]
+    return [
+        pytest.param(entry, id=entry.qualified, marks=[pytest.mark.slow] * (entry.spec.name in SLOW))
+        for entry in REGISTRY.entries(kind)
+    ]
 
 
 def build(entry, settings=None):
