@@ -10,6 +10,9 @@
   nothing back; passes and shares of zero gradients are summed; the record tells apart what was wrong before.
 - Survivors of one stage go to the next, others do not; what a stage found is worth its passes.
 - A sample takes its noise with it, whoever stands beside it.
+- Images are made on the model that is named: the one without anything learned, a teacher as it ended, another file,
+  each by the measured model's classes and with a fingerprint of its own. What an attack learns beforehand it learns
+  from training samples, drawn evenly.
 - Sizes are those of the images judged, in the threat's norm, at most its radius; the rise is the loss's.
 """
 
@@ -23,21 +26,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_parts
 import torch
 from advdistill_attacks.configs import PGD as PGDConfig
 from advdistill_attacks.pgd import PGD
 from safetensors.torch import load_file
 from torch import Tensor
 
-from advdistill import Attack, Noise, Problem, Threat
+from advdistill import Attack, ClassSet, Noise, Problem, Threat
 from advdistill.engine import checkpoint
 from advdistill.engine.count import Count
-from advdistill.engine.data import ArraySplit
+from advdistill.engine.data import ArraySplit, stratified
 from advdistill.engine.evaluate import Bench, Results
 from advdistill.engine.outcomes import FILE, Column, Evaluation, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.step import Participant, Seen
-from advdistill.errors import DataError, RunError
+from advdistill.engine.subject import Target
+from advdistill.errors import DataError, RunError, UsageError
+from advdistill.hooks.registry import default_registry
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 
@@ -320,6 +326,29 @@ def test_a_later_stage_takes_nothing_back() -> None:
     assert outcome.count == Count(7, 12) and outcome.size[3] > 0.1
 
 
+def test_the_nearest_of_all_stages_is_kept() -> None:
+    class Looks(Attack):
+        """Asks about images part of the way to their negatives, outside the ball, and gives up."""
+
+        def __init__(self, way: float) -> None:
+            super().__init__(None)
+            self.way = way
+
+        def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+            problem.predict(problem.images.lerp(1 - problem.images, self.way), problem.rows)
+            return problem.images
+
+    scene, tiny = Scene(), Threat("linf", 1e-4)
+    bench = Bench(scene.participant, lambda name: scene.split, 0)
+    for ways in ((1.0, 0.7), (0.7, 1.0), (0.7, 0.1)):
+        stages = tuple(Looks(way) for way in ways)
+        (column,) = bench.columns([Protocol("looks", attack=Several(None, stages), threat=tiny)])
+        outcome = column.outcome
+        wanted = tiny.size(0.7 * (1 - 2 * scene.split.images))
+        torch.testing.assert_close(outcome.nearest[outcome.clean], wanted[outcome.clean])
+        assert outcome.right.sum() == outcome.clean.sum() == 10 and not outcome.nearest[~outcome.clean].any()
+
+
 def test_a_sample_takes_its_noise_with_it() -> None:
     class Paints(Attack):
         def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
@@ -403,3 +432,66 @@ def test_images_are_made_on_the_source_and_judged_on_the_model() -> None:
         "self": "white-box", "base": "transfer", "other": "transfer"
     }  # fmt: skip
     assert (found["other"].outcome.backwards == 5).all(), "nothing closes: it knows nothing of the model's answers"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which student and teacher learned."""
+    folder, toy = tmp_path_factory.mktemp("outcomes"), {"use": "toy"}
+    how: Any = {"teachers": {"clean": {**toy, "train": True}}, "strategy": {"use": "apd"}, "optim": {"lr": 0.3}}
+    run_parts.train(run_parts.recipe(folder, **how))
+    run_parts.train(run_parts.recipe(folder, "other", seed=5, **how))
+    return folder
+
+
+def test_whose_model_a_name_means(trained: Path) -> None:
+    registry = default_registry().with_files([run_parts.PLUGIN])
+    file, other = (str(trained / run / "last.safetensors") for run in ("run", "other"))
+    target = Target(file, registry, "cpu")
+    order = ClassSet(CLASSES.names[::-1], CLASSES.templates)
+    company = target.company(Participant(target.model, order))
+    own, theirs = run_parts.tensors(trained / "run"), run_parts.tensors(trained / "other")
+
+    def saying(values: dict[str, Tensor]) -> Tensor:
+        model = ToyModel(ToyConfig())
+        model.load_learned(values or model.learned())
+        return Participant(model, order).logits(images)
+
+    images = torch.stack([ToyDataset(None).split("test").load(i) for i in range(8)])
+    values = {name: own[name] for name in ("gain", "context")}
+    wanted = {
+        "self": values,
+        "base": {},
+        "clean": {name: own[f"teacher.clean.{name}"] for name in values},
+        other: {name: theirs[name] for name in values},
+    }
+    said = {name: company(name).logits(images) for name in wanted}
+    for name, learned in wanted.items():
+        torch.testing.assert_close(said[name], saying(learned), msg=name)
+    assert all((said[a] - said[b]).abs().max() > 1e-3 for a in said for b in said if a < b), "they differ"
+    prints = [company.fingerprint(name) for name in wanted]
+    assert prints[0] == "" and len(set(prints)) == 4
+    torch.testing.assert_close(company("self").logits(images), saying(values))
+    with pytest.raises(UsageError, match="knows no model 'robust'") as told:
+        company("robust")
+    assert "self, base, clean" in told.value.message
+
+
+def test_what_an_attack_learns_it_learns_from_training_samples() -> None:
+    class Studies(Attack):
+        studies = 12
+
+        def study(self, problem: Problem, threat: Threat, noise: Noise) -> None:
+            shown.append((problem.images, problem.labels))
+
+        def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+            assert len(shown) == 1
+            return problem.images
+
+    shown: list[tuple[Tensor, Tensor]] = []
+    bench = Bench(Participant(ToyModel(ToyConfig()), CLASSES), ToyDataset(None).split, 3, batch_size=20)
+    list(bench.columns([Protocol("studies", attack=Studies(None), threat=Threat("linf", 0.1))]))
+    ((images, labels),) = shown
+    chosen = stratified(bench.splits("train").labels, 12, 3)
+    assert torch.equal(images, torch.stack([bench.splits("train").load(int(i)) for i in chosen]))
+    assert labels.tolist() == bench.splits("train").labels[chosen].tolist() and labels.bincount().tolist() == [2] * 6

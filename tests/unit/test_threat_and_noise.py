@@ -10,7 +10,7 @@ Pinned here:
   is returned; in training all rows stay open and nothing is kept;
 - an attack's result is projected, and refused where it is no image;
 - gradients are per sample: batch size does not scale them; they are exact down to the smallest float32; of several
-  draws they are the mean.
+  draws they are the mean; a problem restated keeps what is not given, draws included.
 """
 
 import pytest
@@ -200,6 +200,21 @@ def test_several_draws_are_averaged():
     torch.testing.assert_close(gradient, torch.full_like(of.images, 9 / 4))
     torch.testing.assert_close(values, torch.full((3,), 9 / 4 * 6))
     assert of.tally.backwards.tolist() == [4, 4, 4]
+
+
+def test_what_is_not_restated_stays():
+    of = brightness(watch=True)
+    turned = of.restated(logits=lambda images, rows: of.predict(images, rows).flip(1))
+    own = turned.restated(lambda images, rows: 7 * turned.predict(images, rows)[:, 0], draws=3)
+    again = own.restated(lambda images, rows: own.objective(images, rows) + 1)
+    gradient, values = again.gradient(of.images, of.rows)
+    torch.testing.assert_close(values, torch.full((3,), 7 * -0.05 + 1))
+    torch.testing.assert_close(gradient, torch.full_like(of.images, 7 / 12))
+    assert of.tally.backwards.tolist() == [3, 3, 3], "an attack's own loss does not make it forget to draw"
+    assert not len(of.open()), "what breaks for one breaks for all"
+    kept = own.restated(logits=lambda images, rows: images.flatten(1)[:, :2])
+    assert torch.equal(kept.objective(of.images, of.rows), own.objective(of.images, of.rows))
+    assert torch.equal(kept.predict(of.images, of.rows), torch.full((3, 2), 0.5))
 
 
 class Says(Attack):
