@@ -126,7 +126,8 @@ class FABT(Attack):
     def _step(self, here: Tensor, clean: Tensor, gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
         """(n, 3, H, W) beyond the hyperplane on which the linearised lead is 0, a little nearer to the clean image."""
         config = self.config
-        normal, x, x0 = gradient.flatten(1), here.flatten(1), clean.flatten(1)
+        # What is no number points nowhere.
+        normal, x, x0 = gradient.nan_to_num(0, 0, 0).flatten(1), here.flatten(1), clean.flatten(1)
         gap = torch.cat([-value, -value + (normal * (x - x0)).sum(1)])
         moves = onto_hyperplane(torch.cat([x, x0]), normal.repeat(2, 1), gap, threat.norm)
         from_here, from_clean = (part.view_as(here) for part in moves.chunk(2))

@@ -94,7 +94,8 @@ class Transfer(Attack):
             if not len(rows):
                 break
             gradient, _ = own.gradient(images[rows], rows)
-            gradient = smooth(gradient, config.kernel, config.sigma)
+            # What is no number points nowhere.
+            gradient = smooth(gradient.nan_to_num(0, 0, 0), config.kernel, config.sigma)
             mean = gradient.abs().mean((1, 2, 3), keepdim=True)
             # A gradient of zeros stays one: it adds nothing to the momentum.
             gradient = gradient / mean.clamp_min(torch.finfo(mean.dtype).tiny)

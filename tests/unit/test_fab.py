@@ -7,7 +7,7 @@ Pinned here:
   the one with the highest logit; the final search brings it nearer;
 - it looks outside the ball, keeps the nearest mistake, and leaves samples alone that are wrong already;
 - it takes two forward passes and one backward pass a step and target, and none for rows that are closed;
-- fewer classes are fewer targets; restarts start elsewhere;
+- fewer classes are fewer targets; restarts start elsewhere; gradients of zero, or that are no numbers, are borne;
 - a sample's result does not depend on its batch mates.
 """
 
@@ -233,6 +233,23 @@ def test_batch_mates_do_not_matter(norm):
 
     rows = torch.tensor([7, 2, 5])
     torch.testing.assert_close(run(rows), run(torch.arange(12))[rows], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_gradients_that_are_no_numbers_are_borne(norm):
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 0])
+
+    def logits(x, rows):
+        # Nothing, with a gradient of 0 / 0, is added to one sample's; the other's are sound.
+        nothing = ((x - x.detach()).flatten(1).square().sum(1) + (rows == 0)).sqrt() * (rows == 1)
+        return torch.stack([0.1 - nothing, (x - 0.5).flatten(1).sum(1)], 1)
+
+    threat = Threat(norm, 1.0)
+    problem = Problem(images, labels, None, logits, threat)
+    gradient, _ = problem.gradient(images, problem.rows)
+    assert gradient[1].isnan().all() and gradient[0].isfinite().all()
+    found = attack(steps=3).run(problem, threat, noise(2))
+    assert (logits(found, problem.rows).argmax(1) == torch.tensor([1, 0])).all() and found.isfinite().all()
 
 
 def test_gradients_of_zero_are_borne():

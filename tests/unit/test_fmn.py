@@ -6,7 +6,7 @@ Pinned here:
 - step and gamma fall along a cosine;
 - it goes on after a sample is broken, also in evaluation, with one gradient a step and nothing else;
 - cutting to radii of the samples' own is the threat's projection, sample by sample;
-- a sample's result does not depend on its batch mates; gradients of zero are borne.
+- a sample's result does not depend on its batch mates; gradients of zero, or that are no numbers, are borne.
 """
 
 import itertools
@@ -143,6 +143,21 @@ def test_batch_mates_do_not_matter(norm):
 
     rows = torch.tensor([7, 2, 5])
     torch.testing.assert_close(run(rows), run(torch.arange(12))[rows], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_that_are_no_numbers_are_borne(norm):
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 0])
+
+    def logits(x, rows):
+        # Nothing, with a gradient of 0 / 0, is added to one sample's; the other's are sound.
+        nothing = ((x - x.detach()).flatten(1).square().sum(1) + (rows == 0)).sqrt() * (rows == 1)
+        return torch.stack([0.1 - nothing, (x - 0.5).flatten(1).sum(1)], 1)
+
+    threat = Threat(norm, 1.0)
+    problem = Problem(images, labels, None, logits, threat)
+    found = attack(steps=5).run(problem, threat, noise(2))
+    assert (logits(found, problem.rows).argmax(1) == torch.tensor([1, 0])).all() and found.isfinite().all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
