@@ -170,6 +170,37 @@ def test_it_is_the_plain_loop(norm, wide, steps):
         torch.testing.assert_close(found[i], expected, atol=1e-7, rtol=0)  # the noise is float32
 
 
+@pytest.mark.parametrize("values", ["rising below the start's", "wandering", "falling", "level"])
+def test_whatever_the_objective_says(values):
+    """Objectives by the clock with random slopes: the same images are asked about, one after the other."""
+    steps, threat = 60, ball("linf")
+    generator = torch.Generator().manual_seed(4)
+    slopes = torch.randn(steps + 1, *SHAPE, generator=generator, dtype=torch.float64)
+    told = {
+        "rising below the start's": torch.arange(steps + 1).double() - 100.0 * (torch.arange(steps + 1) > 0),
+        "wandering": torch.randn(steps + 1, generator=generator).cumsum(0).double(),
+        "falling": -torch.arange(steps + 1).double(),
+        "level": torch.zeros(steps + 1).double(),
+    }[values]
+
+    def clock():
+        asked = []
+
+        def objective(x, rows=None):
+            k = len(asked)
+            asked.append(x.detach().view(SHAPE).clone())
+            return told[k] + (slopes[k] * (x - x.detach())).sum().view(() if rows is None else (1,))
+
+        return asked, objective
+
+    problem = scene(net(), threat, count=1)
+    ours, objective = clock()
+    APGD(configs.APGD(steps=steps)).run(problem.restated(objective), threat, noise(1))
+    theirs, objective = clock()
+    plain_restart(objective, problem.images[0], 0, 0, "linf", threat.eps, steps)
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), atol=1e-7, rtol=0)
+
+
 def test_the_plain_loop_halves_and_returns():
     """So that the comparison compares something."""
     model, threat = net(), ball("linf")
