@@ -22,6 +22,7 @@ from advdistill.hooks.specs import (
 
 if TYPE_CHECKING:
     from advdistill.engine.attack import Attack, Noise, Problem, right
+    from advdistill.engine.build import model_of
     from advdistill.engine.checkpoint import load
     from advdistill.engine.count import Count
     from advdistill.engine.data import ArraySplit, Dataset, Split
@@ -88,6 +89,7 @@ _LAZY = {
     "few_shot": "engine.splits",
     "kl": "engine.losses",
     "load": "engine.checkpoint",
+    "model_of": "engine.build",
     "partition": "engine.splits",
     "resource": "recipe.paths",
     "right": "engine.attack",
@@ -147,6 +149,7 @@ __all__ = [
     "hookimpl",
     "kl",
     "load",
+    "model_of",
     "partition",
     "resource",
     "right",

@@ -19,7 +19,9 @@ from advdistill.engine.step import Participant, Seen
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, RecipeError, UsageError
+from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import AttackSpec
+from advdistill.recipe.resolve import resolve_blocks
 from advdistill.recipe.resolved import DataBlock
 
 if TYPE_CHECKING:
@@ -44,6 +46,22 @@ def model(registry: Registry, block: Block, *, weights: bool = True) -> VisionLa
     """Build a teacher or student."""
     built: VisionLanguageModel = registry.load(block.spec).from_config(block.config, weights=weights)
     return built
+
+
+def model_of(block: Mapping[str, Any], *, weights: bool = True) -> VisionLanguageModel:
+    """Build the model that a block of a recipe describes, for models that stand on another one.
+
+    Args:
+        block: like `{"use": "clip", "model": "ViT-B-32-quickgelu", "weights": "openai"}`.
+        weights: as for `VisionLanguageModel.from_config`.
+
+    Raises:
+        RecipeError: the block is not valid.
+        DataError, PluginError, UsageError: from the model.
+    """
+    registry = default_registry()
+    blocks = resolve_blocks({"teachers": {"model": dict(block)}}, registry)
+    return model(registry, blocks["teachers", "model"], weights=weights)
 
 
 def component(registry: Registry, block: Block) -> Any:

@@ -140,8 +140,11 @@ class Check:
         if not isinstance(spec, AttackSpec) or not spec.wraps or config is None:
             return ()
         given = node.value.get(spec.wraps)
-        default = given is None or not given.value
-        held = from_plain(getattr(config, spec.wraps), Mark("default")) if default else given
+        held = given if given and given.value else from_plain(getattr(config, spec.wraps), Mark("default"))
+        usual = type(config).model_fields[spec.wraps].get_default(call_default_factory=True)
+        if isinstance(held.value, dict) and isinstance(usual, dict) and "use" not in held.value:
+            # Settings of the attack that would be wrapped anyway need not name it.
+            held = Node({**from_plain(usual, Mark("default")).value, **held.value}, held.mark, held.key)
         several = isinstance(held.value, list)
         places = [((*path, spec.wraps, i), item) for i, item in enumerate(held.value)] if several else [
             ((*path, spec.wraps), held)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from advdistill import Config, PixelDistance
 
@@ -16,10 +16,28 @@ def _one_place(template: str) -> str:
 
 
 class Defence(Config):
-    """What is defended."""
+    """What is defended: a finished run, or a CLIP that nobody has trained further."""
 
-    checkpoint: str
+    checkpoint: str = ""
     """An advdistill checkpoint: a path, or `package:file` for one that an installed package ships."""
+
+    model: str = ""
+    """Without a checkpoint: the architecture of a CLIP, as for `clip`."""
+
+    weights: str = ""
+    """Its weights, as for `clip`."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Defence:
+        if bool(self.checkpoint) == bool(self.model) or (self.checkpoint and self.weights):
+            raise ValueError("give a checkpoint, or a model and its weights")
+        return self
+
+    def inner(self) -> dict[str, Any]:
+        """The block of the model that is defended."""
+        if self.checkpoint:
+            return {"use": "checkpoint", "path": self.checkpoint}
+        return {"use": "clip", "model": self.model, "weights": self.weights}
 
 
 class Drawn(Defence):
@@ -55,6 +73,9 @@ class TTC(Drawn):
 class RTPT(Drawn):
     """Robust test-time prompt tuning."""
 
+    tokens: int = Field(4, ge=1)
+    """Text tokens that a CLIP without a checkpoint is given to tune; they start as `a photo of a`."""
+
     views: int = Field(64, ge=2)
     """Views of an image, itself among them."""
 
@@ -81,6 +102,13 @@ class RTPT(Drawn):
 
     temperature: float = Field(0.01, gt=0, allow_inf_nan=False)
     """Of the softmax that turns similarities into weights."""
+
+    def inner(self) -> dict[str, Any]:
+        block = super().inner()
+        if self.checkpoint:
+            return block
+        text = {"tokens": self.tokens, "depth": 1}
+        return {**block, "use": "clip-prompts", "text": text, "visual": {"tokens": 0}}
 
 
 class ClipureCos(Defence):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from advdistill import ClassSet, Factored, Noise, UsageError, VisionLanguageModel, load
+from advdistill import ClassSet, Factored, Noise, UsageError, VisionLanguageModel, model_of
 
 
 class Defence(VisionLanguageModel):
@@ -31,13 +31,13 @@ class Defence(VisionLanguageModel):
 
     @classmethod
     def from_config(cls, config: Any, *, weights: bool = True) -> VisionLanguageModel:
-        inner = load(config.checkpoint).model
+        inner = model_of(config.inner(), weights=weights)
         if not isinstance(inner, Factored):
             raise UsageError(
                 f"{cls.__name__} needs image features apart from classes, which {type(inner).__name__} has not",
                 "defend a model whose logits are cosines of image and class features",
             )
-        return cls(inner if weights else inner.to("meta"), config)
+        return cls(inner, config)
 
     @contextlib.contextmanager
     def exposed(self, how: str) -> Iterator[None]:

@@ -65,7 +65,7 @@ MADE = {
     "clip-tune": CLIP,
     "ciard": {"teacher_start": 0},
     "clip-anchor": CLIP,
-    "ttc": {"checkpoint": "advdistill_demo:small.safetensors"},
+    "ttc": CLIP,
     "r-tpt": {"checkpoint": "advdistill_demo:clean_prompts.safetensors", "views": 8},
     "clipure-cos": {"checkpoint": "advdistill_demo:small.safetensors"},
     "clip-moapt": {**CLIP, "prompts": 2},

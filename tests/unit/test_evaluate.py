@@ -8,7 +8,7 @@
 - Outcomes depend neither on portions nor on the global generators, and leave those alone; another seed is another draw.
 - A stored row stands in for a measurement only where everything that the number depends on is the same.
 - Subsets are even over the classes and in order; a row goes through JSON and back.
-- A model that draws at random is judged by one fresh look, not by its luckiest; one whose samples mix keeps its batches;
+- A model that draws at random is judged by one fresh look, not its luckiest; one whose samples mix keeps its batches;
   one without gradients has zero ones, and they are counted.
 """
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from recipe_parts import RECIPE, Climb, Tower, again, load, registry
 
-from advdistill.errors import PluginError
+from advdistill.errors import PluginError, RecipeError
 from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.fields import format_distance, parse_distance
 from advdistill.recipe.paths import resource
@@ -127,7 +127,8 @@ def test_configs_survive_json(entry: object) -> None:
     config = default_registry().load(entry.spec, "config")  # type: ignore[attr-defined]
     if config is None:
         return
-    required = {name: "x" for name, field in config.model_fields.items() if field.is_required()}
+    fields = config.model_fields.items()
+    required = {name: "x" for name, field in fields if field.is_required() or name == "model"}
     made = config(**required)
     assert config(**json.loads(json.dumps(made.model_dump(mode="json")))) == made
 
@@ -178,3 +179,13 @@ def test_paths_may_lie_in_packages() -> None:
     assert resource("advdistill_demo:large.json").is_file()
     for path in ("no_such_package:file", "__main__:file", "sys:file", "plain/file"):
         assert resource(path) == Path(path)
+
+
+def test_settings_of_a_wrapped_attack_need_not_name_it() -> None:
+    """What a wrapper wraps by default stays where only its settings are given; its block stands in the tree whole."""
+    block = resolve_blocks({"attack": {"use": "clean-backbone", "attack": {"steps": 7}}})[("attack",)]
+    assert block.inner[0].use == "apgd" and block.tree()["attack"]["steps"] == 7
+    named = resolve_blocks({"attack": {"use": "clean-backbone", "attack": {"use": "pgd"}}})[("attack",)]
+    assert named.inner[0].use == "pgd"
+    with pytest.raises(RecipeError, match=r"attack\.attack\.stps: unknown key"):
+        resolve_blocks({"attack": {"use": "clean-backbone", "attack": {"stps": 7}}})

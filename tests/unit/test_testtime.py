@@ -8,6 +8,7 @@ Pinned here:
 - r-tpt: its answer for one image equals a plain rendering with torch's AdamW on a clip-prompts student, whose prompts
   come out as they went in; a model without learned text prompts is refused;
 - draws are fixed, or the image's own, or fresh: declared accordingly, and reproducible where they say so;
+- what is defended is a checkpoint or a CLIP by name; r-tpt gives such a CLIP text prompts to tune, and no others;
 - exposing a model leaves its answers and changes its gradients; what it does not expose is a UsageError;
 - on digits the attack through what is exposed breaks more than the naive one: ttc unrolled beside plain, the released
   clipure-cos beside its own gradients, r-tpt attacked as a whole beside the public protocol, which attacks CLIP alone.
@@ -27,6 +28,7 @@ from advdistill_testtime.clipure import ClipureCos
 from advdistill_testtime.defence import draws
 from advdistill_testtime.rtpt import RTPT
 from advdistill_testtime.ttc import TTC
+from pydantic import ValidationError
 
 from advdistill import Noise, Problem, Threat, UsageError, right
 
@@ -241,6 +243,22 @@ def test_exposing_changes_gradients_alone(model, how, differs):
     assert torch.isfinite(exposed).all() and exposed.flatten(1).any(1).all()
     alike = F.cosine_similarity(plain.flatten(1), exposed.flatten(1))
     assert (alike.min() < 0.999) == differs
+
+
+def test_a_clip_by_name():
+    images, _ = digits(2)
+    clip = {"model": "advdistill_demo:small.json", "weights": PLAIN}
+    named = TTC.from_config(configs.TTC(**clip))
+    prepared = named.prepare(DATA.classes)
+    assert torch.allclose(named.predict(images, prepared), ttc().predict(images, prepared), atol=1e-4)
+    tuned = RTPT.from_config(configs.RTPT(**clip, **VIEWS))
+    assert [tuple(tensor.shape) for tensor in tuned.inner.learned().values()] == [(1, 4, 64)]
+    untuned = tuned.inner.predict(images, tuned.prepare(DATA.classes))
+    assert torch.allclose(untuned, named.inner.predict(images, prepared), atol=1e-3)  # the tokens start as the words
+    assert TTC.from_config(configs.TTC(**clip), weights=False).device.type == "meta"
+    for wrong in ({}, {**clip, "checkpoint": PLAIN}):
+        with pytest.raises(ValidationError, match="a checkpoint, or a model and its weights"):
+            configs.TTC(**wrong)
 
 
 def test_only_what_is_exposed():
