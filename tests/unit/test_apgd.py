@@ -170,7 +170,7 @@ def test_it_is_the_plain_loop(norm, wide, steps):
         torch.testing.assert_close(found[i], expected, atol=1e-7, rtol=0)  # the noise is float32
 
 
-@pytest.mark.parametrize("values", ["rising below the start's", "wandering", "falling", "level"])
+@pytest.mark.parametrize("values", ["rising below the start's", "three in four", "wandering", "falling", "level"])
 def test_whatever_the_objective_says(values):
     """Objectives by the clock with random slopes: the same images are asked about, one after the other."""
     steps, threat = 60, ball("linf")
@@ -178,6 +178,7 @@ def test_whatever_the_objective_says(values):
     slopes = torch.randn(steps + 1, *SHAPE, generator=generator, dtype=torch.float64)
     told = {
         "rising below the start's": torch.arange(steps + 1).double() - 100.0 * (torch.arange(steps + 1) > 0),
+        "three in four": torch.arange(steps + 1).double() - 3.0 * (torch.arange(steps + 1) % 4 == 0),
         "wandering": torch.randn(steps + 1, generator=generator).cumsum(0).double(),
         "falling": -torch.arange(steps + 1).double(),
         "level": torch.zeros(steps + 1).double(),
