@@ -192,8 +192,8 @@ class Problem:
             images: (n, 3, H, W); rows: (n,).
 
         Returns:
-            (n, 3, H, W) gradient of each sample's own objective, (n,) values. Samples never share a mean, so the
-            scale of a gradient does not depend on the batch.
+            (n, 3, H, W) gradient of each sample's own objective, 0 where it is no number, (n,) values. Samples never
+            share a mean, so the scale of a gradient does not depend on the batch.
         """
         drawn = [self._gradient(images, rows) for _ in range(self._draws)]
         gradient, values = drawn[0]
@@ -212,7 +212,8 @@ class Problem:
             if self._lenient and not values.requires_grad:
                 return torch.zeros_like(images), values
             (gradient,) = torch.autograd.grad(values.sum(), pixels, allow_unused=self._lenient)
-        return torch.zeros_like(images) if gradient is None else gradient, values.detach()
+        # What is no number points nowhere.
+        return torch.zeros_like(images) if gradient is None else gradient.nan_to_num(0, 0, 0), values.detach()
 
     def seen(self, name: str) -> Seen:
         """A model that the attacker may look at.

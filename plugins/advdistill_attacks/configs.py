@@ -158,7 +158,7 @@ class Universal(Config):
 class FABT(Config):
     """The fast adaptive boundary attack, one target at a time."""
 
-    targets: int = Field(9, ge=1)
+    classes: int = Field(9, ge=1)
     """Classes to aim at, those with the highest logits on the clean image; all others where there are fewer."""
     steps: int = Field(100, ge=1)
     """Steps towards each target."""

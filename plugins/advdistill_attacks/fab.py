@@ -84,7 +84,7 @@ class FABT(Attack):
             return problem.images
         with torch.no_grad():
             logits = problem.predict(problem.images[rows], rows)
-        count = min(config.targets, logits.shape[1] - 1)
+        count = min(config.classes, logits.shape[1] - 1)
         targets = labels.unsqueeze(1).repeat(1, count)
         targets[rows] = logits.scatter(1, labels[rows].unsqueeze(1), -torch.inf).topk(count, dim=1).indices
         hunt = _Hunt(problem, threat, rows[right(logits, labels[rows])])
@@ -126,8 +126,7 @@ class FABT(Attack):
     def _step(self, here: Tensor, clean: Tensor, gradient: Tensor, value: Tensor, threat: Threat) -> Tensor:
         """(n, 3, H, W) beyond the hyperplane on which the linearised lead is 0, a little nearer to the clean image."""
         config = self.config
-        # What is no number points nowhere.
-        normal, x, x0 = gradient.nan_to_num(0, 0, 0).flatten(1), here.flatten(1), clean.flatten(1)
+        normal, x, x0 = gradient.flatten(1), here.flatten(1), clean.flatten(1)
         gap = torch.cat([-value, -value + (normal * (x - x0)).sum(1)])
         moves = onto_hyperplane(torch.cat([x, x0]), normal.repeat(2, 1), gap, threat.norm)
         from_here, from_clean = (part.view_as(here) for part in moves.chunk(2))

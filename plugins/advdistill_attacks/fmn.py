@@ -57,7 +57,6 @@ class FMN(Attack):
             gamma = 0.001 + (config.gamma - 0.001) * share
             length = first * (0.01 + 0.99 * share)
             gradient, margin = own.gradient(clean + delta, rows)
-            gradient = gradient.nan_to_num(0, 0, 0)  # what is no number points nowhere
             size, wrong = threat.size(delta), ~(margin < 0)
             nearer = wrong & (size < nearest)
             nearest = torch.where(nearer, size, nearest)

@@ -94,8 +94,7 @@ class Transfer(Attack):
             if not len(rows):
                 break
             gradient, _ = own.gradient(images[rows], rows)
-            # What is no number points nowhere.
-            gradient = smooth(gradient.nan_to_num(0, 0, 0), config.kernel, config.sigma)
+            gradient = smooth(gradient, config.kernel, config.sigma)
             mean = gradient.abs().mean((1, 2, 3), keepdim=True)
             # A gradient of zeros stays one: it adds nothing to the momentum.
             gradient = gradient / mean.clamp_min(torch.finfo(mean.dtype).tiny)

@@ -60,7 +60,7 @@ def ensemble(steps: int = 100, targets: int = 9, queries: int = 5000) -> dict[st
     attacks = [
         {"use": "apgd", "steps": steps},
         {"use": "apgd-t", "steps": steps, "classes": targets},
-        {"use": "fab-t", "steps": steps, "targets": targets},
+        {"use": "fab-t", "steps": steps, "classes": targets},
         {"use": "square", "queries": queries},
     ]
     return {"use": "autoattack", "version": "custom", "attacks": attacks}

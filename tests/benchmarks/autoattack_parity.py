@@ -114,7 +114,7 @@ def compare(name: str, given: argparse.Namespace) -> list[Compared]:
     blocks = {
         "apgd": ("apgd-ce", {"use": "apgd", "steps": given.steps}),
         "apgd-t": ("apgd-t", {"use": "apgd-t", "steps": given.steps, "classes": given.targets}),
-        "fab-t": ("fab-t", {"use": "fab-t", "steps": given.steps, "targets": given.targets}),
+        "fab-t": ("fab-t", {"use": "fab-t", "steps": given.steps, "classes": given.targets}),
         "square": ("square", {"use": "square", "queries": given.queries}),
         "autoattack": ("", parts.ensemble(**budget)),
     }

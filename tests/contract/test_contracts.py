@@ -55,7 +55,7 @@ MADE = {
     "bpda": {"through": "base", "attack": {"use": "apgd", "steps": 8, "restarts": 1}},
     "unrolled": {"attack": {"use": "apgd", "steps": 8, "restarts": 1}},
     "autoattack": {"version": "custom", "attacks": [{"use": "apgd", "steps": 8}, {"use": "square", "queries": 50}]},
-    "fab-t": {"steps": 20, "targets": 2},
+    "fab-t": {"steps": 20, "classes": 2},
     "fmn": {"steps": 30},
     "square": {"queries": 200},
     "rays": {"queries": 400},

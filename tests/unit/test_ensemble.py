@@ -53,7 +53,7 @@ def test_standard_is_what_it_says():
     assert (apgd.use, apgd.config.loss, apgd.config.steps) == ("apgd", "ce", 100)
     assert (targeted.use, targeted.config.loss, targeted.config.steps) == ("apgd-t", "dlr", 100)
     assert (targeted.config.targets, targeted.config.restarts) == ("top", 1)
-    assert (fab.use, fab.config.targets, fab.config.steps, fab.config.restarts) == ("fab-t", 9, 100, 1)
+    assert (fab.use, fab.config.classes, fab.config.steps, fab.config.restarts) == ("fab-t", 9, 100, 1)
     assert (square.use, square.config.queries, square.config.rescale) == ("square", 5000, False)
     # Restarts and targets: as many as the standard ensemble takes in the norm at hand; tests/unit/test_apgd.py.
     assert (apgd.config.restarts, targeted.config.classes) == (0, 0)

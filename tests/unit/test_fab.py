@@ -148,9 +148,9 @@ def test_the_distance_of_a_linear_model(norm):
     top = net(images).scatter(1, labels[:, None], -torch.inf).argmax(1)
     assert (top != expected.argmin(1)).any()
     one = Problem(images, labels, None, net, Threat(norm, 1e-4), watch=True)
-    attack(steps=1, targets=1).run(one, one.threat, noise(6))
+    attack(steps=1, classes=1).run(one, one.threat, noise(6))
     searched = Problem(images, labels, None, net, Threat(norm, 1e-4), watch=True)
-    attack(steps=1, targets=1, final_search=3).run(searched, searched.threat, noise(6))
+    attack(steps=1, classes=1, final_search=3).run(searched, searched.threat, noise(6))
     assert (searched.tally.nearest < one.tally.nearest * 0.97).all()
 
 
@@ -168,10 +168,10 @@ def test_passes():
     images, labels, net, _ = linear()
     threat = Threat("linf", 1e-4)
     problem = Problem(images, labels, None, net, threat)
-    attack(steps=7, targets=2).run(problem, threat, noise(6))
+    attack(steps=7, classes=2).run(problem, threat, noise(6))
     assert (problem.tally.backwards == 2 * 7).all() and (problem.tally.forwards == 1 + 2 * 2 * 7).all()
     fewer = Problem(images, labels, None, net, threat)
-    attack(steps=7, targets=2, restarts=2, final_search=3).run(fewer, threat, noise(6))
+    attack(steps=7, classes=2, restarts=2, final_search=3).run(fewer, threat, noise(6))
     assert (fewer.tally.backwards == 2 * 2 * 7).all() and (fewer.tally.forwards == 1 + 2 * 2 * 2 * 7 + 2 + 3).all()
 
 
@@ -213,7 +213,7 @@ def test_restarts_start_half_a_radius_away(norm):
         return net(x)
 
     threat = Threat(norm, 0.01)
-    attack(steps=1, targets=1, restarts=2).run(Problem(images, labels, None, logits, threat), threat, noise(6))
+    attack(steps=1, classes=1, restarts=2).run(Problem(images, labels, None, logits, threat), threat, noise(6))
     # The clean image; the first run's step and check; the second run's start.
     torch.testing.assert_close(asked[1], images)
     torch.testing.assert_close(threat.size(asked[3] - images), torch.full((6,), 0.005), rtol=1e-3, atol=0)
@@ -229,7 +229,7 @@ def test_batch_mates_do_not_matter(norm):
 
     def run(rows):
         problem = Problem(images[rows], labels[rows], None, lambda x, r: model.predict(x, prepared), threat)
-        return attack(steps=8, targets=2, restarts=2).run(problem, threat, noise(12).of(rows))
+        return attack(steps=8, classes=2, restarts=2).run(problem, threat, noise(12).of(rows))
 
     rows = torch.tensor([7, 2, 5])
     torch.testing.assert_close(run(rows), run(torch.arange(12))[rows], atol=1e-4, rtol=0)
@@ -247,7 +247,7 @@ def test_gradients_that_are_no_numbers_are_borne(norm):
     threat = Threat(norm, 1.0)
     problem = Problem(images, labels, None, logits, threat)
     gradient, _ = problem.gradient(images, problem.rows)
-    assert gradient[1].isnan().all() and gradient[0].isfinite().all()
+    assert (gradient[1] == 0).all() and (gradient[0] != 0).all()
     found = attack(steps=3).run(problem, threat, noise(2))
     assert (logits(found, problem.rows).argmax(1) == torch.tensor([1, 0])).all() and found.isfinite().all()
 
