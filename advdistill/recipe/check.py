@@ -241,11 +241,15 @@ class Check:
             self.fail(
                 ("attack",), f"strategy {spec.name!r} needs an attack; without one it would train on clean images"
             )
-        used = self.entries.get(("attack",))
-        if used and isinstance(used.spec, AttackSpec) and spec.attack == "objective" and not used.spec.objective:
-            message = f"strategy {spec.name!r} brings its own objective; {used.spec.name!r} is driven by labels alone"
-            able = [e.spec.name for e in self.registry.entries("attack") if getattr(e.spec, "objective", False)]
-            self.fail(("attack", "use"), message, hint=f"Attacks that can: {', '.join(able)}." if able else "")
+        for path, used in self.entries.items():
+            if path[0] != "attack" or not isinstance(used.spec, AttackSpec):
+                continue
+            if spec.attack == "objective" and not used.spec.objective:
+                message = (
+                    f"strategy {spec.name!r} brings its own objective; {used.spec.name!r} is driven by labels alone"
+                )
+                able = [e.spec.name for e in self.registry.entries("attack") if getattr(e.spec, "objective", False)]
+                self.fail((*path, "use"), message, hint=f"Attacks that can: {', '.join(able)}." if able else "")
 
     def _roles(self, spec: StrategySpec) -> None:
         """Who must teach, who may, and who may change."""

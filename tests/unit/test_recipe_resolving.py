@@ -189,3 +189,11 @@ def test_settings_of_a_wrapped_attack_need_not_name_it() -> None:
     assert named.inner[0].use == "pgd"
     with pytest.raises(RecipeError, match=r"attack\.attack\.stps: unknown key"):
         resolve_blocks({"attack": {"use": "clean-backbone", "attack": {"stps": 7}}})
+
+
+def test_a_wrapped_attack_must_climb_what_a_strategy_brings() -> None:
+    assert load_recipe("apd_digits", ["attack={use: eot, draws: 2, attack: {use: pgd}}"]).attack.inner[0].use == "pgd"
+    with pytest.raises(RecipeError, match=r"attack\.attack\.use: strategy .* brings its own objective; 'apgd-t'"):
+        load_recipe("mmt_ard_fixed_digits", ["attack={use: eot, attack: {use: apgd-t}}"])
+    with pytest.raises(RecipeError, match=r"attack\.attack\.use: 'pgd' does not know the norm l1"):
+        load_recipe("mmt_ard_fixed_digits", ["attack={use: eot, attack: {use: pgd}}", "threat={norm: l1, eps: 9}"])
