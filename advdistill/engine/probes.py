@@ -454,13 +454,11 @@ def _double(settings: dict[str, Any], key: str) -> bool:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest one, relative to the spread of the logits; NaN at the same places is no difference."""
+    """The largest one, relative to the largest logit; NaN at the same places is no difference, elsewhere a whole one."""
     same = (a == b) | (a.isnan() & b.isnan())
-    if same.all():
-        return 0.0
-    off = torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(torch.inf)
     scale = a.nan_to_num(0.0, 0.0, 0.0).abs().amax().clamp_min(1e-12)
-    return (off.amax() / scale).item()
+    off = ((a - b).abs() / scale).nan_to_num(1.0, 1.0)
+    return torch.where(same, torch.zeros_like(off), off).amax().item()
 
 
 MEANS = {

@@ -1,0 +1,359 @@
+"""Doubts about numbers.
+
+Guarantees:
+- a share is a flag above its threshold and from two samples on; one alone, where it is more than the threshold, and no
+  samples at all are unknown, and both say what to do;
+- a record in which nothing is wrong raises none; each thing that can be wrong in a record raises its own doubt and no
+  other, and names the column;
+- attacks are compared only in the same ball and on the same samples; the stronger is never blamed for breaking more;
+- a toy that hides nothing raises no flag; each trick around it (draws, batch mates, training mode, detached or declared
+  gradients, probabilities) raises its own; what cannot be told is unknown and says why;
+- planted examples exist: the model's own head answers otherwise there than at the clean image; an attack that does
+  nothing misses them, a decent one finds them, guesses do not;
+- of one doubt, what could be told goes before what could not;
+- indicators are JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from outcome_parts import EPS, PGD, SCORES, clean_column, column, evaluation, outcome, statement
+from torch import Tensor
+
+from advdistill import ClassSet, Factored, Noise, Threat, VisionLanguageModel
+from advdistill.engine import build, existence, probes
+from advdistill.engine.data import Batch
+from advdistill.engine.doubt import combined, from_columns
+from advdistill.engine.evaluate import split_reader
+from advdistill.engine.indicator import Indicator, counted, unknown
+from advdistill.engine.outcomes import Column
+from advdistill.engine.probes import MEANS, PROBES, probe, probe_strongest
+from advdistill.engine.step import Participant
+from advdistill.engine.subject import Subject, Target
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.resolve import resolve_blocks
+from advdistill.recipe.suite import load_suite
+from advdistill.testing import ToyConfig, ToyDataset, ToyModel
+
+COUNT = 100
+CLEAN = torch.arange(COUNT) < 90
+RIGHT = torch.arange(COUNT) < 40
+FIRST = torch.arange(COUNT) < 10
+
+
+def white(name: str = "pgd", right: Tensor = RIGHT, eps: float = EPS, attack: Any = PGD, **more: Any) -> Column:
+    return column(name, outcome(CLEAN, right, eps, **more), eps=eps, attack=attack)
+
+
+def doubts(*columns: Column) -> dict[str, Indicator]:
+    return {each.name: each for each in from_columns(evaluation("m", clean_column(CLEAN), *columns))}
+
+
+def flagged(*columns: Column) -> list[str]:
+    return [name for name, each in doubts(*columns).items() if each.verdict == "flag"]
+
+
+# --- the rule ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "verdict"),
+    [(0, 10, "ok"), (1, 10, "unknown"), (2, 10, "flag"), (1, 300, "ok"), (2, 400, "ok"), (3, 400, "flag"),
+     (0, 0, "unknown")],
+)  # fmt: skip
+def test_a_share_of_samples(count: int, total: int, verdict: str) -> None:
+    found = counted("x", count, total, 0.005, "do this")
+    assert found.verdict == verdict
+    assert (found.advice == "do this") == (verdict == "flag")
+    assert ("--limit" in found.advice) == (verdict == "unknown")
+    assert found.value == (count / total if total else None)
+
+
+def test_told_goes_before_unknown() -> None:
+    seen, probed = Indicator("a", 0.0, 1.0, "ok"), Indicator("b", 1.0, 0.0, "flag", "x")
+    found = combined([seen, unknown("b", "?"), unknown("c", "?")], [unknown("a", "?"), probed, unknown("c", "!")])
+    assert [(each.name, each.verdict) for each in found] == [("a", "ok"), ("b", "flag"), ("c", "unknown")]
+
+
+def test_indicators_are_json() -> None:
+    for each in from_columns(evaluation("m", clean_column(CLEAN), white())):
+        assert json.loads(json.dumps(each.to_json(), allow_nan=False)) == dataclasses.asdict(each)
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_record_raises_none() -> None:
+    assert not flagged(white())
+    assert all(each.advice for each in doubts(white()).values() if each.verdict == "unknown")
+
+
+def put(field: str, value: Any, where: Tensor = FIRST) -> Column:
+    whole = getattr(white().outcome, field)
+    return white("odd", **{field: torch.where(where, torch.as_tensor(value, dtype=whole.dtype), whole)})
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("zero gradients", put("zeros", 0.9)),
+        ("objective does not rise", put("rise", 0.0)),
+        ("nothing moved", put("size", 0.0)),
+        ("saturated", put("certain", True)),
+        ("verdicts disagree", put("claimed", False)),
+        ("robust above clean", put("right", True, torch.arange(COUNT) >= 95)),
+    ],
+)
+def test_what_is_wrong_in_a_record_is_noticed(name: str, odd: Column) -> None:
+    found = doubts(odd)
+    assert [each for each in found if found[each].verdict == "flag"] == [name]
+    assert found[name].column == "odd" and found[name].advice
+    assert not flagged(white())
+
+
+def test_a_rise_is_measured_against_what_there_was() -> None:
+    # The clean cross-entropy is log(1 + exp(-12)), 6e-6: a rise of 1e-5 is large.
+    margin = torch.full((COUNT,), 12.0)
+    small = torch.full((COUNT,), 1e-5, dtype=torch.float64)
+    assert not flagged(white(margin=margin, rise=small))
+    assert flagged(white(margin=margin, rise=small / 1e4)) == ["objective does not rise"]
+
+
+def test_somebody_must_know_the_model() -> None:
+    scores = column("square", outcome(CLEAN, RIGHT), attacker=SCORES, knowledge="scores")
+    assert flagged(scores) == ["no white-box column"]
+    (nothing,) = [e for e in from_columns(evaluation("m", clean_column(CLEAN))) if e.name == "no white-box column"]
+    assert nothing.verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "name"),
+    [("scores", "scores beat white-box"), ("transfer", "transfer beats white-box"), ("blind", "noise beats white-box"),
+     ("labels", "labels beat white-box"), ("grey-box", "grey-box beats white-box")],
+)  # fmt: skip
+def test_who_knows_less_must_not_break_more(knowledge: str, name: str) -> None:
+    def weak(right: Tensor, eps: float = EPS) -> Column:
+        return column("weak", outcome(CLEAN, right, eps), eps=eps, knowledge=knowledge)
+
+    assert flagged(white(), weak(RIGHT & ~FIRST)) == [name]
+    assert not flagged(white(), weak(CLEAN))
+    # Another white-box attack breaks these too: all of them together count.
+    assert not flagged(white(), white("other", RIGHT & ~FIRST), weak(RIGHT & ~FIRST))
+    # In a larger ball it may.
+    assert not flagged(white(), weak(RIGHT & ~FIRST, 2 * EPS))
+
+
+def test_order_of_radii_and_steps() -> None:
+    fewer = RIGHT & ~FIRST
+    assert flagged(white("small", fewer), white("large", RIGHT, 2 * EPS)) == ["a larger radius helps the defender"]
+    assert not flagged(white("small", RIGHT), white("large", fewer, 2 * EPS))
+    long = {**PGD, "steps": 200}
+    assert flagged(white("short", fewer), white("long", RIGHT, attack=long)) == ["more steps help the defender"]
+    assert not flagged(white("short", RIGHT), white("long", fewer, attack=long))
+    # Two things differ: they cannot be compared.
+    assert not flagged(white("small", fewer), white("large", RIGHT, 2 * EPS, attack=long))
+
+
+def test_a_single_step() -> None:
+    once = CLEAN.to(torch.int32)
+    single = {"use": "x:fgsm"}
+    assert flagged(white(), white("fgsm", RIGHT & ~FIRST, attack=single, backwards=once)) == ["one step beats many"]
+    assert not flagged(white(), white("fgsm", CLEAN, attack=single, backwards=once))
+
+
+# --- probes --------------------------------------------------------------------------------------------------------
+
+
+class Random(ToyModel):
+    def features(self, images: Tensor) -> Tensor:
+        return super().features(images + 0.1 * torch.randn_like(images))
+
+
+class Mates(ToyModel):
+    def features(self, images: Tensor) -> Tensor:
+        return super().features(images + 0.1 * (images.mean(0) - images[0]))
+
+
+class Training(ToyModel):
+    def train(self, mode: bool = True) -> Training:
+        super().train(True)
+        return self
+
+
+class Declared(ToyModel):
+    differentiable = False
+
+
+class Detached(ToyModel):
+    def features(self, images: Tensor) -> Tensor:
+        return super().features(images.detach() + 0.01 * (images.flip(3) - images.flip(3).detach()))
+
+
+class Probabilities(ToyModel):
+    def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
+        return super().logits(features, classifier).softmax(1)
+
+
+class Flat(ToyModel):
+    def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
+        return super().logits(features, classifier).detach()
+
+
+class Whole(VisionLanguageModel):
+    """A toy that has no class features to offer."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.toy = ToyModel(config)
+        self.image_size = self.toy.image_size
+
+    @classmethod
+    def from_config(cls, config: ToyConfig, *, weights: bool = True) -> Whole:
+        return cls(config)
+
+    def prepare(self, classes: ClassSet) -> Any:
+        return self.toy.prepare(classes)
+
+    def predict(self, images: Tensor, classes: Any) -> Tensor:
+        return self.toy.predict(images, classes)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
+
+    def undefended(self) -> VisionLanguageModel:
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return self.toy.describe()
+
+
+class Toy(Target):
+    """A target that is no file."""
+
+    fingerprint = "toy"  # type: ignore[assignment]
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.name, self.model, self.opened = "toy", model.eval(), None
+        self._registry, self._device = default_registry(), torch.device("cpu")
+
+
+def subject(model: VisionLanguageModel) -> Subject:
+    data = ToyDataset(None)
+    return Subject("toy", Participant(model, data.classes), split_reader(data), [], 0, (), Toy(model))
+
+
+def probed(
+    model: type[ToyModel] | type[Whole], *names: str, attack: Any = None, norm: str = "linf", eps: float = 6 / 255
+) -> dict[str, Indicator]:
+    registry = default_registry()
+    block = resolve_blocks({"attack": attack or {"use": "apgd", "steps": 15}}, registry)[("attack",)]
+    found = probe(subject(model(ToyConfig())), block, Threat(norm, eps), 30, registry, names=names)
+    return {each.name: each for each in found}
+
+
+def test_a_toy_that_hides_nothing_raises_none() -> None:
+    found = probed(ToyModel, eps=3 / 255)
+    assert list(found) == list(PROBES)
+    assert not [each for each in found.values() if each.verdict == "flag"]
+    (told,) = {name for name, each in found.items() if each.verdict == "unknown"}
+    assert told == "transfer beats white-box"  # nothing was learned: it is its own base
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Random, "stochastic"),
+        (Mates, "batch-dependent"),
+        (Training, "training mode"),
+        (Declared, "not differentiable"),
+        (Detached, "gradients are not the slope"),
+        (Detached, "planted examples found"),
+        (Probabilities, "probabilities for logits"),
+        (Flat, "right at any radius"),
+        (Flat, "scores beat white-box"),
+    ],
+)
+def test_tricks_are_noticed(model: type[ToyModel], name: str) -> None:
+    torch.manual_seed(0)
+    assert probed(model, name)[name].verdict == "flag"
+    assert probed(ToyModel, name)[name].verdict == "ok"
+
+
+def test_steps_that_are_too_few() -> None:
+    weak = {"use": "pgd", "steps": 1, "step": 3 / 255, "random_start": False}
+    name = "steps not converged"
+    assert probed(ToyModel, name, attack=weak, eps=8 / 255)[name].verdict == "flag"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "how"),
+    [
+        ("steps not converged", ToyModel, {"attack": {"use": "fgsm"}}),
+        ("batch-dependent", Random, {}),
+        ("planted examples found", Random, {}),
+        ("gradients are not the slope", Random, {}),
+        ("planted examples found", Whole, {}),
+        ("scores beat white-box", ToyModel, {"norm": "l0", "eps": 5, "attack": {"use": "ta-pixle"}}),
+    ],
+)
+def test_what_cannot_be_told_says_why(name: str, model: type[ToyModel] | type[Whole], how: dict[str, Any]) -> None:
+    found = probed(model, name, **how)[name]
+    assert found.verdict == "unknown" and found.value is None and found.advice
+
+
+def test_every_companion_is_in_the_suite() -> None:
+    suite = load_suite("companions", default_registry())
+    assert {heading for heading, _, _ in MEANS.values()} == set(suite.attacks)
+
+
+def test_the_strongest_of_a_suite_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, taken = default_registry(), []
+    monkeypatch.setattr(
+        probes, "probe", lambda subject, block, threat, limit, *rest: taken.append((block, threat, limit))
+    )
+    suite = load_suite("standard", registry, ["doubt=7"])
+    found = [
+        build.protocol(registry, name, block, Threat("linf", EPS), suite.model.protocols[name].source)
+        for name, block in suite.attacks.items()
+    ]
+    toy = dataclasses.replace(subject(ToyModel(ToyConfig())), protocols=found)
+    probe_strongest(toy, suite, registry)
+    ((block, threat, limit),) = taken
+    # The ensemble comes first, but its steps cannot be doubled.
+    assert (block, threat, limit) == (suite.attacks["APGD-CE"], Threat("linf", EPS), 7)
+    assert probe_strongest(subject(ToyModel(ToyConfig())), suite, registry) == [] and len(taken) == 1
+
+
+# --- planted examples ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5), ("l1", 5.0)])
+def test_planted_examples_exist(norm: str, eps: float) -> None:
+    toy = subject(ToyModel(ToyConfig()))
+    split = toy.splits("test")
+    rows = torch.arange(12)
+    batch = Batch(torch.stack([split.load(i) for i in range(12)]), split.labels[:12], rows)
+    threat = Threat(norm, eps)
+    plants = existence.plant(toy.participant, batch, threat, 0)
+    assert isinstance(toy.participant.model, Factored) and plants.exists.all()
+    before = plants.logits(batch.images, rows)
+    assert (before[:, 0] > before[:, 1]).all()
+    noise = Noise(0, "plants", 0, batch.samples)
+    points = [existence.sampled(batch.images, threat, noise, draw) for draw in range(existence.POINTS)]
+    assert all(threat.holds(each, batch.images).all() for each in points)
+    answers = torch.stack([plants.logits(each, rows).argmax(1) for each in points])
+    assert (answers.sum(0) == 1).all(), "exactly one of the points is an example"
+    assert plants.guess(batch, threat, 0) < 0.5
+    assert (plants.pairs.norm(dim=2) - 1).abs().max() < 1e-5
+
+
+def test_statements_stay_as_they_are() -> None:
+    one = white()
+    before = json.dumps(statement("pgd", PGD))
+    doubts(one, white("large", eps=2 * EPS))
+    assert json.dumps(dict(one.statement)) == before
