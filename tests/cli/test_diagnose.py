@@ -29,7 +29,8 @@ def test_a_table_and_how_many_doubt(cli: Cli) -> None:
     assert verdicts == sorted(verdicts, key=["flag", "unknown", "ok"].index)
     assert "flag" in verdicts
     assert any("scores beat white-box" in line and line.startswith("flag") for line in lines)
-    assert lines[-1] == f"{verdicts.count('flag')} of {len(verdicts)} indicators doubt these numbers"
+    flags, unknown = verdicts.count("flag"), verdicts.count("unknown")
+    assert lines[-1] == f"{flags} of {len(verdicts)} indicators doubt these numbers ({unknown} could not tell)"
 
 
 def test_json(cli: Cli) -> None:
