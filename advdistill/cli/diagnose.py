@@ -107,7 +107,8 @@ def diagnose(
     what = " ".join([attack, *(settings or ())])
     typer.echo(f"{found.name}: right about {count.hits} of {count.total} after {what}, {threat.norm} {ball}\n")
     _print(indicators)
-    typer.echo(f"\n{flags} of {len(indicators)} indicators doubt these numbers")
+    unknown = sum(each.verdict == "unknown" for each in indicators)
+    typer.echo(f"\n{flags} of {len(indicators)} indicators doubt these numbers ({unknown} could not tell)")
 
 
 def _print(indicators: Sequence[Indicator]) -> None:

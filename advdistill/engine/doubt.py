@@ -27,7 +27,7 @@ from advdistill.engine.indicator import (
     unknown,
 )
 from advdistill.engine.outcomes import Column, Evaluation
-from advdistill.engine.probes import Probes, probe, probe_strongest
+from advdistill.engine.probes import Probes, probe
 from advdistill.engine.types import Threat
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.resolved import Block
 
-__all__ = ["Indicator", "combined", "diagnose", "from_columns", "probe", "probe_strongest"]
+__all__ = ["Indicator", "combined", "diagnose", "from_columns", "probe"]
 
 BEATS = {
     "blind": ("noise beats white-box", "the gradients mislead: attack with bpda or eot, and with square"),

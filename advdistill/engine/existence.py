@@ -89,9 +89,12 @@ def plant(participant: Participant, batch: Batch, threat: Threat, seed: int) -> 
     clean = batch.images
     rows = torch.arange(len(clean), device=clean.device)
     noise = Noise(seed, "plants", 0, batch.samples)
-    points = [sampled(clean, threat, noise, draw) for draw in range(POINTS)]
-    home = F.normalize(participant.features(clean).double(), dim=1)
-    looks = torch.stack([F.normalize(participant.features(each).double(), dim=1) for each in points], 1)
+
+    def look(images: Tensor) -> Tensor:
+        return F.normalize(participant.features(images).double(), dim=1)
+
+    home = look(clean)
+    looks = torch.stack([look(sampled(clean, threat, noise, draw)) for draw in range(POINTS)], 1)
     # Directions from the clean image's, and how far every point goes in each: (n, POINTS, POINTS).
     ways = F.normalize(looks - (looks @ home.unsqueeze(2)) * home.unsqueeze(1), dim=2)
     heights = ways @ (looks / (looks @ home.unsqueeze(2)).clamp_min(1e-6)).transpose(1, 2)
@@ -103,7 +106,10 @@ def plant(participant: Participant, batch: Batch, threat: Threat, seed: int) -> 
     normal = F.normalize(ways[chosen] - threshold.unsqueeze(1) * home, dim=1)
     pairs = _pairs(normal, home, participant, clean, batch.labels)
     plants = Plants(participant, pairs, own[chosen] > others[chosen])
-    examples = torch.stack(points, 1)[chosen]
+    examples = clean.clone()
+    for draw in best.unique().tolist():  # drawn again, not kept: full-size images would fill the memory
+        here = best == draw
+        examples[here] = sampled(clean[here], threat, noise.of(here.nonzero().squeeze(1)), draw)
     at, before = plants.logits(examples, rows), plants.logits(clean, rows)
     exists = plants.exists & (at[:, 1] > at[:, 0]) & (before[:, 0] > before[:, 1])
     return dataclasses.replace(plants, exists=exists)

@@ -35,14 +35,16 @@ from advdistill.engine.indicator import (
 from advdistill.engine.model import Factored
 from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
+from advdistill.engine.store import Memory
 from advdistill.engine.types import Threat
 from advdistill.errors import UserError
+from advdistill.recipe.resolve import resolve_blocks
+from advdistill.recipe.suite import load_suite
 
 if TYPE_CHECKING:
     from advdistill.engine.subject import Subject
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.resolved import Block
-    from advdistill.recipe.suite import Suite
 
 COMPANIONS = "companions"
 """The suite of attacks that must not beat the one in question."""
@@ -81,21 +83,6 @@ def probe(
         how: further arguments of `Probes`.
     """
     return list(Probes(subject, block, threat, limit, registry, progress, **how).take(names))
-
-
-def probe_strongest(
-    subject: Subject, suite: Suite, registry: Registry, progress: Progress = lambda what, done, total: None
-) -> list[Indicator]:
-    """`probe` the suite's first white-box attack that wraps no other (whose steps can be doubled), or else the first,
-    on as many samples as the suite says under `doubt`; [] where nothing is attacked."""
-    attacked = [p for p in subject.protocols if p.attack and p.attacker.knowledge == "white-box" and p.threat]
-    known = {id(p): suite.attacks[p.name] for p in attacked if p.name in suite.attacks}
-    ordered = sorted((p for p in attacked if id(p) in known), key=lambda p: bool(known[id(p)].inner))
-    if not ordered:
-        return []
-    first = ordered[0]
-    assert first.threat is not None
-    return probe(subject, known[id(first)], first.threat, suite.model.doubt, registry, progress)
 
 
 class Probes:
@@ -161,14 +148,11 @@ class Probes:
         """`seed` is added to the subject's, for other draws."""
         bench = replace(self._bench, seed=self._bench.seed + seed) if seed else self._bench
         indices = self._indices if indices is None else indices
-        # The clean verdicts of a bench are kept by the protocol's limit: a part of the samples is another question.
-        protocol = replace(protocol, limit=len(indices))
-        return replace(bench, store=type(bench.store)()).measure(protocol, self._split, indices, f"probe/{seed}")
+        # A bench's store keeps clean verdicts for all protocols of one limit; here each is on samples of its own.
+        return replace(bench, store=Memory()).measure(protocol, self._split, indices, "probe")
 
     def _altered(self, change: Callable[[dict[str, Any]], bool]) -> Block | None:
         """The attack with `change` made to its settings, and to those of the attacks inside it; None: nothing fits."""
-        from advdistill.recipe.resolve import resolve_blocks
-
         tree = self._block.tree()
         # sum, not any: every block is changed, not only the first that fits.
         if not sum(change(each) for each in _blocks(tree)):
@@ -267,8 +251,6 @@ class Probes:
 
     def companion(self, name: str) -> Indicator:
         """An attack of the companions' suite on what withstood; `PROBES` says which, and what it means."""
-        from advdistill.recipe.suite import load_suite
-
         heading, threshold, advice = MEANS[name]
         suite = load_suite(self._companions, self._registry)
         if heading not in suite.attacks:
@@ -454,7 +436,7 @@ def _double(settings: dict[str, Any], key: str) -> bool:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest one, relative to the largest logit; NaN at the same places is no difference, elsewhere a whole one."""
+    """The largest one, relative to the largest logit. NaN in both is no difference, in one of them a whole one."""
     same = (a == b) | (a.isnan() & b.isnan())
     scale = a.nan_to_num(0.0, 0.0, 0.0).abs().amax().clamp_min(1e-12)
     off = ((a - b).abs() / scale).nan_to_num(1.0, 1.0)

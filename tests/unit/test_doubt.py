@@ -26,13 +26,13 @@ from outcome_parts import EPS, PGD, SCORES, clean_column, column, evaluation, ou
 from torch import Tensor
 
 from advdistill import ClassSet, Factored, Noise, Threat, VisionLanguageModel
-from advdistill.engine import build, existence, probes
+from advdistill.engine import existence
 from advdistill.engine.data import Batch
 from advdistill.engine.doubt import combined, from_columns
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.indicator import Indicator, counted, unknown
 from advdistill.engine.outcomes import Column
-from advdistill.engine.probes import MEANS, PROBES, probe, probe_strongest
+from advdistill.engine.probes import MEANS, PROBES, probe
 from advdistill.engine.step import Participant
 from advdistill.engine.subject import Subject, Target
 from advdistill.hooks.registry import default_registry
@@ -309,24 +309,6 @@ def test_what_cannot_be_told_says_why(name: str, model: type[ToyModel] | type[Wh
 def test_every_companion_is_in_the_suite() -> None:
     suite = load_suite("companions", default_registry())
     assert {heading for heading, _, _ in MEANS.values()} == set(suite.attacks)
-
-
-def test_the_strongest_of_a_suite_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry, taken = default_registry(), []
-    monkeypatch.setattr(
-        probes, "probe", lambda subject, block, threat, limit, *rest: taken.append((block, threat, limit))
-    )
-    suite = load_suite("standard", registry, ["doubt=7"])
-    found = [
-        build.protocol(registry, name, block, Threat("linf", EPS), suite.model.protocols[name].source)
-        for name, block in suite.attacks.items()
-    ]
-    toy = dataclasses.replace(subject(ToyModel(ToyConfig())), protocols=found)
-    probe_strongest(toy, suite, registry)
-    ((block, threat, limit),) = taken
-    # The ensemble comes first, but its steps cannot be doubled.
-    assert (block, threat, limit) == (suite.attacks["APGD-CE"], Threat("linf", EPS), 7)
-    assert probe_strongest(subject(ToyModel(ToyConfig())), suite, registry) == [] and len(taken) == 1
 
 
 # --- planted examples ------------------------------------------------------------------------------------------------
