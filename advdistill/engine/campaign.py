@@ -102,7 +102,7 @@ def run(
     evaluation.save(out / FILE)
     indicators = doubt.from_columns(evaluation)
     if suite.model.doubt:
-        indicators += doubts(subjects[0], suite, registry, progress)
+        indicators = doubt.combined(indicators, doubts(subjects[0], suite, registry, progress))
     said = card(evaluation, indicators)
     write_bytes(out / "card.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
     write_bytes(out / "card.md", markdown(said).encode())
