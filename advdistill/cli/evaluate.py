@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,38 +99,39 @@ def evaluate(
 
     registry = registry_with(plugin)
     suite = load_suite(protocol, registry, settings or ())
+    width = radius(eps)
+    how = {"data": data, "classes": classes, "norm": norm, "eps": width, "limit": limit}
+    if twice := [name for name in model if model.count(name) > 1]:
+        raise UsageError(f"{twice[0]} is given twice", "name each model once")
     said = []
-    for name in model:
-        target = Target(name, registry, device)
-        width = radius(eps)
-        found = list(subjects(target, suite, registry, data=data, classes=classes, norm=norm, eps=width, limit=limit))
-        folder = out or campaign.folder_of(target, suite)
-        how = {"data": data, "classes": classes, "norm": norm, "eps": width, "limit": limit}
-        campaign.claim(folder, target, suite, how, overwrite)
-        for note in dict.fromkeys(note for subject in found for note in subject.notes):
-            typer.echo(f"note: {note}", err=True)
-        try:
-            with progress() as show:
-                evaluation, indicators = campaign.run(
-                    target,
-                    suite,
-                    found,
-                    registry,
-                    folder,
-                    batch_size=batch_size,
-                    workers=workers,
-                    images=not drop_images,
-                    progress=show,
-                )
-        except BaseException:
-            typer.echo(f"what was finished is kept in {folder}: the same command goes on from there", err=True)
-            raise
-        said.append((evaluation, indicators, folder))
+    with contextlib.ExitStack() as claimed:
+        campaigns = []
+        for name in model:  # all of them before the first is measured: what is wrong is told at once
+            target = Target(name, registry, device)
+            found = list(
+                subjects(target, suite, registry, data=data, classes=classes, norm=norm, eps=width, limit=limit)
+            )
+            folder = out or campaign.folder_of(target, suite)
+            one = campaign.Campaign(folder, target, suite, how, overwrite)
+            campaigns.append((claimed.enter_context(one), found))
+            for note in dict.fromkeys(note for subject in found for note in subject.notes):
+                typer.echo(f"note: {note}", err=True)
+        for one, found in campaigns:
+            try:
+                with progress() as show:
+                    evaluation, indicators = one.run(
+                        found, registry, batch_size=batch_size, workers=workers, images=not drop_images, progress=show
+                    )
+            except BaseException:
+                if any(one.path.glob("packs/*/*")):
+                    typer.echo(f"what was finished is kept in {one.path}: the same command goes on", err=True)
+                raise
+            said.append((evaluation, indicators, one.path))
+            if not json:
+                _show(evaluation, indicators, one.path)
     if json:
         print_json([_plain(*each) for each in said] if len(said) > 1 else _plain(*said[0]))
         return
-    for evaluation, indicators, folder in said:
-        _show(evaluation, indicators, folder)
     if len(said) > 1:
         _shots([evaluation for evaluation, _, _ in said])
 

@@ -166,7 +166,11 @@ class Problem:
         return (~self._broken).nonzero().squeeze(1) if self._closes else self.rows
 
     def objective(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(len(rows),) what to maximise."""
+        """(len(rows),) what to maximise; the mean of several evaluations where there are several draws."""
+        values = [self._value(images, rows) for _ in range(self._draws)]
+        return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+    def _value(self, images: Tensor, rows: Tensor) -> Tensor:
         if self._objective is None:
             return cross_entropy(self.predict(images, rows), self.labels[rows])
         return self._objective(images, rows)
@@ -208,7 +212,7 @@ class Problem:
     def _gradient(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             pixels = images.detach().requires_grad_()
-            values = self.objective(pixels, rows)
+            values = self._value(pixels, rows)
             if self._lenient and not values.requires_grad:
                 return torch.zeros_like(images), values
             (gradient,) = torch.autograd.grad(values.sum(), pixels, allow_unused=self._lenient)
@@ -282,7 +286,8 @@ class Problem:
         clean = self.images[rows]
         self.tally.nearest.scatter_reduce_(0, rows, self.threat.size(images - clean), "amin")
         fresh = self.threat.holds(images, clean) & ~self._broken[rows]
-        self._found[rows[fresh]] = images[fresh]
+        # A ball is a little wider when it is asked about than when it is projected onto: rounding must not lose images.
+        self._found[rows[fresh]] = self.threat.project(images[fresh], clean[fresh])
         self._broken[rows[fresh]] = True
 
     @staticmethod
@@ -323,10 +328,12 @@ class Attack(ABC):
     Attributes:
         name: as the recipe writes it; what its results are called.
         studies: how many training images it wants to see once, in `study`, before it is run; 0: none.
+        fewest_classes: what its loss needs; with fewer it is refused before anything is measured.
     """
 
     name: str = ""
     studies: int = 0
+    fewest_classes: int = 2
 
     def __init__(self, config: Any, inner: Sequence[Attack] = ()) -> None:
         self.config, self.inner = config, tuple(inner)

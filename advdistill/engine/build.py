@@ -106,7 +106,8 @@ def protocol(
         if isinstance(block.spec, AttackSpec) and threat.norm not in block.spec.norms:
             known = ", ".join(sorted(block.spec.norms))
             raise UsageError(
-                f"attack {block.use!r} knows {known}, not {threat.norm}", f"give --norm {known.split(', ')[0]}"
+                f"{name}: attack {block.use!r} knows {known}, not {threat.norm}",
+                f"take another attack, leave the column out ('protocols.{name}=null'), or --norm {known.split(', ')[0]}",
             )
     if not threat.eps:
         raise UsageError(f"{name}: eps 0 attacks nothing", "give a radius such as 4/255; clean accuracy has no attack")
@@ -115,9 +116,20 @@ def protocol(
         attack=component(registry, attack),
         threat=threat,
         settings={**attack.tree(), "use": attack.qualified},
+        code=_written_by(registry, attack),
         attacker=_attacker(attack, source),
         **where,
     )
+
+
+def _written_by(registry: Registry, attack: Block) -> dict[str, str]:
+    """Where others' code attacks: its plugin's name -> which version or content of it."""
+    found = {}
+    for _, block in attack.all(()):
+        plugin = registry.get("attack", block.qualified).plugin
+        if plugin.dist != "advdistill":
+            found[plugin.name] = plugin.sha256 or plugin.version
+    return found
 
 
 def _attacker(block: Block, source: str = "self") -> Attacker:

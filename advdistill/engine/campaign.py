@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from advdistill.engine import doubt
 from advdistill.engine.card import card, markdown
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.suite import Suite
 
-HEAD = "evaluation.json"
+HEAD, PACKS = "evaluation.json", "packs"
+WRITTEN = (FILE, "card.md", "card.json", "eps.png", "doubts.json")
 
 
 def folder_of(target: Target, suite: Suite) -> Path:
@@ -35,90 +39,135 @@ def folder_of(target: Target, suite: Suite) -> Path:
     return Path("evaluations") / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in run)}-{suite.name}"
 
 
-def claim(out: Path, target: Target, suite: Suite, how: dict[str, Any], overwrite: bool) -> None:
-    """Make `out` the folder of this evaluation, new or begun.
+class Campaign:
+    """The folder of one evaluation, locked while it is entered.
 
     Args:
+        out: new, or begun by the same evaluation.
         how: what else decides what is measured; JSON-able.
+        overwrite: another evaluation that is in it may go.
 
     Raises:
         UsageError: another model or another suite was evaluated there, or something else lies there.
-        RunError: it cannot be written.
+        RunError: another process is at work in it, or it cannot be written.
     """
-    said = {"model": target.fingerprint, "suite": suite.tree, "how": how}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-    head = out / HEAD
-    try:
-        known = json.loads(head.read_text(encoding="utf-8")) if head.exists() else None
-        if known is None and out.exists() and any(out.iterdir()):
-            raise UsageError(f"{out} holds something else than an evaluation", "choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot use {out}: {error}", "choose another --out") from error
-    if known and known.get("digest") != digest and not overwrite:
-        what = "model" if known.get("model") != target.fingerprint else "protocol"
-        raise UsageError(
-            f"{out} holds an evaluation of another {what} ({known.get('suite')} on {known.get('subject')})",
-            "choose another --out, or put this one in its place with --overwrite",
-        )
-    about = {"digest": digest, "model": target.fingerprint, "subject": target.name, "suite": suite.name, **how}
-    write_bytes(head, (json.dumps(about, indent=2) + "\n").encode())
-    write_bytes(out / "protocol.yaml", to_yaml(suite.tree).encode())
 
+    def __init__(self, out: Path, target: Target, suite: Suite, how: Mapping[str, Any], overwrite: bool) -> None:
+        self.path, self.target, self.suite = out, target, suite
+        said = {"model": target.fingerprint, "suite": suite.tree, "how": how}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        self._about = {
+            "digest": digest,
+            "model": target.fingerprint,
+            "subject": target.name,
+            "suite": suite.name,
+            **how,
+        }
+        self._overwrite = overwrite
+        self._lock: IO[str] | None = None
 
-def run(
-    target: Target,
-    suite: Suite,
-    subjects: list[Subject],
-    registry: Registry,
-    out: Path,
-    *,
-    batch_size: int = 256,
-    workers: int = 0,
-    images: bool = True,
-    progress: Progress = lambda protocol, done, total: None,
-) -> tuple[Evaluation, list[Indicator]]:
-    """Measure what is not measured yet, and write `outcomes.safetensors`, `card.md`, `card.json`, and curves.
+    def __enter__(self) -> Campaign:
+        head, known = self.path / HEAD, None
+        try:
+            if head.exists():
+                known = json.loads(head.read_text(encoding="utf-8"))
+            elif self.path.exists() and any(self.path.iterdir()):
+                raise UsageError(f"{self.path} holds something else than an evaluation", "choose another --out")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot use {self.path}: {error}", "choose another --out") from error
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise RunError(f"another evaluation is writing to {self.path}", "wait for it, or choose --out") from error
+        if known and (known.get("digest") != self._about["digest"] or self._overwrite):
+            if not self._overwrite:
+                self._lock.close()
+                what = "model" if known.get("model") != self._about["model"] else "protocol"
+                raise UsageError(
+                    f"{self.path} holds an evaluation of another {what} "
+                    f"({known.get('suite')} on {known.get('subject')})",
+                    "choose another --out, or put this one in its place with --overwrite",
+                )
+            for name in WRITTEN:
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / PACKS, ignore_errors=True)
+        write_bytes(head, (json.dumps(self._about, indent=2) + "\n").encode())
+        write_bytes(self.path / "protocol.yaml", to_yaml(self.suite.tree).encode())
+        return self
 
-    Args:
-        subjects: see `advdistill.engine.subject.subjects`.
-        out: claimed before.
-        images: keep the adversarial images of every sample, as float32.
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
 
-    Raises:
-        UserError: from the parts; what was finished before is kept, and the same call goes on from there.
-    """
-    store = Folder(out / "packs", target.fingerprint, images)
-    how = {"batch_size": batch_size, "workers": workers, "progress": progress, "store": store}
-    benches = [(subject, subject.bench(**how)) for subject in subjects]
-    for subject, bench in benches:
+    def run(
+        self,
+        subjects: list[Subject],
+        registry: Registry,
+        *,
+        batch_size: int = 256,
+        workers: int = 0,
+        images: bool = True,
+        progress: Progress = lambda protocol, done, total: None,
+    ) -> tuple[Evaluation, list[Indicator]]:
+        """Measure what is not measured yet, and write `outcomes.safetensors`, `card.md`, `card.json`, and curves.
+
+        Args:
+            subjects: see `advdistill.engine.subject.subjects`.
+            images: keep the adversarial images of every sample, as float32.
+
+        Raises:
+            UserError: from the parts; what was finished before is kept, and the same call goes on from there.
+        """
+        version = metadata.version("advdistill")
+        store = Folder(self.path / PACKS, f"{self.target.fingerprint}/{version}", images)
+        how = {"batch_size": batch_size, "workers": workers, "progress": progress, "store": store}
+        benches = [(subject, subject.bench(**how)) for subject in subjects]
+        for subject, bench in benches:
+            for protocol in subject.protocols:
+                bench.statement(protocol)  # a model that is not there is told before anything is measured
+        columns: list[Column] = []
+        for subject, bench in benches:
+            columns += bench.columns(subject.protocols, scope=subject.scope)
+        facts = {**self.target.to_json(), "versions": {"advdistill": version}}
+        evaluation = Evaluation(self.target.name, facts, tuple(columns))
+        evaluation.save(self.path / FILE)
+        indicators = doubt.from_columns(evaluation)
+        save_curves(evaluation, self.path)
+        self._write_card(evaluation, indicators)
+        if self.suite.model.doubt:
+            indicators = doubt.combined(indicators, self._doubts(subjects[0], evaluation, registry, progress))
+            self._write_card(evaluation, indicators)
+        return evaluation, indicators
+
+    def _write_card(self, evaluation: Evaluation, indicators: list[Indicator]) -> None:
+        said = card(evaluation, indicators)
+        write_bytes(self.path / "card.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.path / "card.md", markdown(said).encode())
+
+    def _doubts(
+        self, subject: Subject, evaluation: Evaluation, registry: Registry, progress: Progress
+    ) -> list[Indicator]:
+        """What the probes say of the first scope's first white-box attack that takes steps (of APGD-CE where none
+        does); kept, so that an evaluation that is asked for again need not doubt again."""
+        file, keys = self.path / "doubts.json", [column.statement["key"] for column in evaluation.columns]
+        if file.exists():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["keys"] == keys:
+                return [Indicator.from_json(each) for each in known["indicators"]]
+        settings = self.suite.model
+        chosen = resolve_blocks({"attack": {"use": "apgd", "loss": "ce"}}, registry)[("attack",)]
+        threat = next((p.threat for p in subject.protocols if p.threat), None)
         for protocol in subject.protocols:
-            bench.statement(protocol)  # a source that is not there is told before anything is measured
-    columns: list[Column] = []
-    for subject, bench in benches:
-        columns += bench.columns(subject.protocols, scope=subject.scope)
-    facts = {**target.to_json(), "versions": {"advdistill": metadata.version("advdistill")}}
-    evaluation = Evaluation(target.name, facts, tuple(columns))
-    evaluation.save(out / FILE)
-    indicators = doubt.from_columns(evaluation)
-    if suite.model.doubt:
-        indicators = doubt.combined(indicators, doubts(subjects[0], suite, registry, progress))
-    said = card(evaluation, indicators)
-    write_bytes(out / "card.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
-    write_bytes(out / "card.md", markdown(said).encode())
-    save_curves(evaluation, out)
-    return evaluation, indicators
-
-
-def doubts(subject: Subject, suite: Suite, registry: Registry, progress: Progress) -> list[Indicator]:
-    """The probes on the suite's first white-box attack that takes steps; on APGD-CE where none does."""
-    chosen = resolve_blocks({"attack": {"use": "apgd", "loss": "ce"}}, registry)[("attack",)]
-    threat = next((p.threat for p in subject.protocols if p.threat), None)
-    for protocol in subject.protocols:
-        block = suite.attacks.get(protocol.name)
-        if block and protocol.attacker.knowledge == "white-box" and hasattr(block.config, "steps"):
-            chosen, threat = block, protocol.threat
-            break
-    if threat is None:
-        return []
-    return doubt.probe(subject, chosen, threat, suite.model.doubt, registry, progress)
+            block = self.suite.attacks.get(protocol.name)
+            if block and protocol.attacker.knowledge == "white-box" and hasattr(block.config, "steps"):
+                chosen, threat = block, protocol.threat
+                break
+        if threat is None:
+            return []
+        found = doubt.probe(subject, chosen, threat, settings.doubt, registry, progress, split=settings.split)
+        said = {"keys": keys, "indicators": [each.to_json() for each in found]}
+        write_bytes(file, (json.dumps(said, indent=2) + "\n").encode())
+        return found

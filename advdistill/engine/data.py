@@ -44,6 +44,15 @@ class Split(ABC):
         """
 
     @cached_property
+    def content(self) -> str:
+        """Hash of the pixels of up to 256 samples, evenly spaced: the same names can stand for other images."""
+        found = hashlib.sha256()
+        for index in range(0, len(self), max(len(self) // 256, 1)):
+            image = self.load(index)
+            found.update(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    @cached_property
     def digest(self) -> str:
         """Hash of ids and labels: two splits with one digest hold the same samples."""
         text = "\n".join(f"{name}\t{label}" for name, label in zip(self.ids, self.labels.tolist(), strict=True))

@@ -22,7 +22,7 @@ from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.step import Participant, Seen
 from advdistill.engine.store import Memory, Pack, Store
-from advdistill.errors import DataError, RunError, UserError
+from advdistill.errors import DataError, RunError, UsageError, UserError
 
 Progress = Callable[[str, int, int], None]
 """`progress(protocol, done, total)` in samples."""
@@ -94,7 +94,7 @@ class Bench:
         seed: of subsets and of the attacks' noise.
         judge: asks the exported model; None: the participant itself, as it is deployed.
         seen: see `Problem.seen`; None: an attack can look at nobody else.
-        fingerprints: name of a `source` -> what identifies its weights.
+        fingerprints: an attack's settings and its source -> name -> what identifies each other model named there.
         batch_size: images at a time under attack. workers: processes that decode.
         progress: see `Progress`.
         store: keeps what is found.
@@ -105,7 +105,7 @@ class Bench:
     seed: int
     judge: Judge | None = None
     seen: Callable[[str], Seen] | None = None
-    fingerprints: Callable[[str], str] = lambda name: ""
+    fingerprints: Callable[[Mapping[str, Any], str], Mapping[str, str]] = lambda settings, source: {}
     batch_size: int = 256
     workers: int = 0
     progress: Progress = lambda protocol, done, total: None
@@ -133,8 +133,11 @@ class Bench:
         split = self.splits(protocol.split)
         samples = min(protocol.limit or len(split), len(split))
         height, width = split.load(0).shape[-2:]
-        source = self.fingerprints(protocol.attacker.source)
-        return protocol.statement(split, samples, self.participant, self.seed, (height, width), source)
+        seen = dict(self.fingerprints(protocol.settings, protocol.attacker.source)) if protocol.attack else {}
+        if protocol.attack and protocol.attack.studies:
+            seen["training images"] = f"{self.splits('train').digest}/{self.splits('train').content}"
+        mixed = 0 if self.participant.model.batch_independent else self.batch_size
+        return protocol.statement(split, samples, self.participant, self.seed, (height, width), seen, mixed)
 
     def measure(
         self, protocol: Protocol, split: Split, indices: Tensor, key: str, found: Found | None = None
@@ -146,6 +149,12 @@ class Bench:
         attack, threat = protocol.attack, protocol.threat
         if attack is None or threat is None:
             return state.outcome()
+        classes = len(self.participant.classes)
+        if classes < attack.fewest_classes:
+            raise UsageError(
+                f"{protocol.name}: attack {attack.name} needs {attack.fewest_classes} classes, and there are {classes}",
+                "use autoattack with version: custom and attacks: [{use: apgd}, {use: square}], and say so",
+            )
         # Packing survivors anew changes nothing only where a sample stands for itself; an image that misled the model
         # once may be kept only where it would again.
         free = model.batch_independent
@@ -182,9 +191,8 @@ class Bench:
         key: str,
     ) -> Iterator[Pack]:
         """Packs of the positions `todo` through one stage: those in the store, then the others, as they finish."""
-        known = self.store.packs(key, number)
         have = set[int]()
-        for pack in known:
+        for pack in self.store.packs(key, number):
             have.update(pack.positions.tolist())
             yield pack
         rest = torch.tensor([p for p in todo.tolist() if p not in have], dtype=torch.long)
@@ -255,7 +263,9 @@ class Bench:
             return {name: torch.cat([getattr(each, name) for each in looks]) for name in vars(looks[0])}
 
         classes = self.participant.classes.digest
-        return self.store.clean(f"{split.digest}/{classes}/{protocol.limit}/{self.seed}", look)
+        mixed = 0 if self.participant.model.batch_independent else self.batch_size
+        drawn = f"{split.digest}/{split.content}/{protocol.limit}/{self.seed}"
+        return self.store.clean(f"{drawn}/{classes}/{mixed}", look)
 
     def _study(self, attack: Attack, protocol: Protocol) -> None:
         """Show the attack the training samples that it wants to learn from."""
@@ -306,6 +316,7 @@ class _State:
         count = len(indices)
         self.indices, self.labels, self.clean = indices, labels, looked["right"]
         self.right, self.claimed, self.rounded = self.clean.clone(), self.clean.clone(), self.clean.clone()
+        self._recovered = torch.zeros_like(self.clean)
         self._margin, self._certain = looked["margin"].float(), looked["certain"]
         self._loss = looked["cross_entropy"]
         self._size, self._rise = torch.zeros(count), torch.zeros(count)
@@ -322,6 +333,7 @@ class _State:
         self._stage[at[live & ~pack.right]] = stage
         self.right[still], self.claimed[still] = pack.right[live], pack.claimed[live]
         self.rounded[still], self._size[still] = pack.rounded[live], pack.size[live]
+        self._recovered[at[~self.clean[at] & pack.right]] = True
         self._rise[at] = torch.maximum(self._rise[at], (pack.cross_entropy - self._loss[at]).nan_to_num(0.0).float())
         self._nearest[at] = torch.minimum(self._nearest[at], pack.nearest)
         for name, total in self._passes.items():
@@ -336,6 +348,7 @@ class _State:
             clean=self.clean,
             right=self.right,
             claimed=self.claimed,
+            recovered=self._recovered,
             rounded=self.rounded,
             size=self._size,
             rise=self._rise,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.attack import right
+from advdistill.engine.step import exact
 
 PORTION = 64
 """Images in every forward that a verdict rests on: sums of another batch size round differently."""
@@ -47,13 +48,14 @@ class Judge:
         for some in images.split(PORTION):
             missing = PORTION - len(some)
             full = torch.cat([some, some[-1:].expand(missing, -1, -1, -1)]) if missing else some
-            parts.append(self._forward(full)[: len(some)].float())
+            with exact():
+                parts.append(self._forward(full)[: len(some)].float())
         logits = torch.cat(parts)
         label = labels.unsqueeze(1)
         own = logits.gather(1, label).squeeze(1)
         margin = own - logits.scatter(1, label, -torch.inf).amax(1)
-        exact = logits.double()
-        loss = (exact.logsumexp(1) - own.double()).nan_to_num(torch.inf)
+        wide = logits.double()
+        loss = (wide.logsumexp(1) - own.double()).nan_to_num(torch.inf)
         certain = logits.log_softmax(1).gather(1, label).squeeze(1) == 0
         return Look(right(logits, labels).cpu(), loss.cpu(), margin.cpu(), certain.cpu())
 

@@ -32,6 +32,7 @@ class Outcome:
         clean: bool; right about the clean image.
         right: bool; right about the stored image that the attack ended with, judged afresh (`Judge`).
         claimed: bool; what the attacked model itself said of that image while it was attacked.
+        recovered: bool; wrong about the clean image, yet right about the one that an attack ended with.
         rounded: bool; right about that image rounded to 8 bits towards the clean one.
         size: float; norm of the perturbation, in the threat's norm.
         rise: float; cross-entropy of that image minus that of the clean one, in nats.
@@ -48,6 +49,7 @@ class Outcome:
     clean: Tensor
     right: Tensor
     claimed: Tensor
+    recovered: Tensor
     rounded: Tensor
     size: Tensor
     rise: Tensor

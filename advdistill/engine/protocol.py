@@ -72,7 +72,8 @@ class Protocol:
     Attributes:
         name: the column's head. split: which split. limit: a stratified subset of that many samples; 0: all.
         attack: None for clean accuracy. threat: the ball, None for clean accuracy.
-        settings: what the attack was built from, JSON-able; part of the statement.
+        settings: what the attack was built from, JSON-able; part of the statement. code: name -> version or content of
+            the plugins that attack, where they are others'.
         attacker: see there; its `source` names the model that the images are made on.
     """
 
@@ -83,6 +84,7 @@ class Protocol:
     threat: Threat | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     attacker: Attacker = Attacker()
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def statement(
         self,
@@ -91,13 +93,15 @@ class Protocol:
         participant: Participant,
         seed: int,
         side: tuple[int, int],
-        source: str = "",
+        seen: Mapping[str, str] | None = None,
+        batch_size: int = 0,
     ) -> dict[str, Any]:
         """Everything that the number depends on beside the model's weights, and a `key` that hashes it.
 
         Args:
             samples: how many are drawn. side: height and width of the images that are attacked.
-            source: the fingerprint of the model that the images are made on, where that is another one.
+            seen: fingerprints of the other models that the attack looks at, its source among them, by name.
+            batch_size: where the model mixes samples; else it changes nothing and is 0.
         """
         attacked = self.attack is not None
         said: dict[str, Any] = {
@@ -106,10 +110,11 @@ class Protocol:
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps} if attacked and self.threat else None,
             "attacker": self.attacker.to_json() if attacked else None,
             "knowledge": self.attacker.knowledge if attacked else "none",
-            "source": {"model": self.attacker.source, "fingerprint": source} if attacked else None,
+            "source": self.source(seen or {}) if attacked else None,
             "split": {
                 "name": self.split,
                 "digest": split.digest,
+                "content": split.content,
                 "samples": samples,
                 "of": len(split),
                 "drawn": "all" if samples == len(split) else "stratified by class",
@@ -121,7 +126,18 @@ class Protocol:
             "seed": seed,
             "precision": "fp32",
         }
+        if batch_size:
+            said["batch size"] = batch_size
+        if self.code:
+            said["code"] = dict(self.code)
         return {**said, "key": key(said)}
+
+    def source(self, seen: Mapping[str, str]) -> dict[str, Any]:
+        """Which models the images rest on, by name and fingerprint."""
+        made_on = self.attacker.source
+        others = {name: mark for name, mark in seen.items() if name != made_on}
+        found: dict[str, Any] = {"model": made_on, "fingerprint": seen.get(made_on, "")}
+        return {**found, "also": others} if others else found
 
 
 def key(statement: Mapping[str, Any]) -> str:

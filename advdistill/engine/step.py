@@ -156,7 +156,7 @@ class Participant:
         if self._bf16:
             self._bf16, self._encoded, self._handed = False, None, None
         try:
-            with self.model.evaluated(), self._constant():
+            with exact(), self.model.evaluated(), self._constant():
                 yield
         finally:
             if training[0]:
@@ -235,6 +235,17 @@ class Seen:
     def exposed(self, how: str) -> contextlib.AbstractContextManager[None]:
         """See `VisionLanguageModel.exposed`."""
         return self._participant.model.exposed(how)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """No TF32 for a while: on a GPU, convolutions would otherwise have 10 bits where float32 has 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _full(tensor: Tensor) -> Tensor:

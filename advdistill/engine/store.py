@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -56,8 +56,8 @@ class Store(ABC):
     """Keeps packs by the key of a statement and the number of a stage."""
 
     @abstractmethod
-    def packs(self, key: str, stage: int) -> list[Pack]:
-        """Those that are finished."""
+    def packs(self, key: str, stage: int) -> Iterator[Pack]:
+        """Those that are finished, one at a time."""
 
     @abstractmethod
     def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
@@ -78,8 +78,8 @@ class Memory(Store):
     def __init__(self) -> None:
         self._clean: dict[str, dict[str, Tensor]] = {}
 
-    def packs(self, key: str, stage: int) -> list[Pack]:
-        return []
+    def packs(self, key: str, stage: int) -> Iterator[Pack]:
+        return iter(())
 
     def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
         assert images is not None
@@ -109,8 +109,9 @@ class Folder(Store):
     def __init__(self, path: Path, model: str, images: bool = True) -> None:
         self._path, self._model, self._images = path, model, images
 
-    def packs(self, key: str, stage: int) -> list[Pack]:
-        return [self._read(file) for file in sorted(self._place(key).glob(f"{stage:02d}-*.outcome.safetensors"))]
+    def packs(self, key: str, stage: int) -> Iterator[Pack]:
+        for file in sorted(self._place(key).glob(f"{stage:02d}-*.outcome.safetensors")):
+            yield self._read(file)
 
     def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
         assert images is not None

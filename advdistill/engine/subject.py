@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -65,10 +66,10 @@ class Target:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the weights: a hash of the file, or of the base weights; 16 hex digits."""
+        """Identifies the model: a hash of its file, or of its name and all that it says of itself; 16 hex digits."""
         if self.opened:
             return hashlib.sha256(self.opened.path.read_bytes()).hexdigest()[:16]
-        return str(self.model.describe()["base"]["fingerprint"])[:16]
+        return _digest([self.name.rpartition("@")[0], self.model.describe()])
 
     def judge(self, classes: ClassSet) -> Judge:
         """Asks the model as it is exported: opened anew from its file, apart from the one that is attacked."""
@@ -110,10 +111,16 @@ class Company:
     def __call__(self, name: str) -> Seen:
         return Seen(self._participant(name))
 
-    def fingerprint(self, name: str) -> str:
-        """Identifies the weights of a `source`; "" for the attacked model itself."""
-        self._participant(name)
-        return self._prints[name]
+    def fingerprints(self, settings: Mapping[str, Any], source: str) -> dict[str, str]:
+        """Name -> what identifies the model, of the source and of every model that an attack's settings name."""
+        named = [source, *(text for text in _texts(settings) if self._is_model(text))]
+        for name in named:
+            self._participant(name)
+        return {name: self._prints[name] for name in named if name != "self"}
+
+    def _is_model(self, text: str) -> bool:
+        known = ("base", *self._target.roles())
+        return text in known or (text.endswith(".safetensors") and resource(text).exists()) or bool(_bare(text))
 
     def _participant(self, name: str) -> Participant:
         if name not in self._known:
@@ -127,16 +134,17 @@ class Company:
         if name == "base":
             base = target.model.undefended()
             base.templates = target.model.templates
-            return base, str(base.describe()["base"]["fingerprint"])[:16]
+            return base, _digest(base.describe())
         if target.opened and name in target.roles():
-            return open_teacher(target.opened, name, self._registry), f"{target.fingerprint}/{name}"
+            teacher = open_teacher(target.opened, name, self._registry)
+            return teacher, f"{_digest(teacher.describe())}/{_contents(teacher)}"
         if resource(name).exists() or _bare(name):
             other = Target(name, self._registry, str(self._known["self"].model.device))
             return other.model, other.fingerprint
         known = ", ".join(["self", "base", *target.roles()])
         raise UsageError(
             f"{target.name} knows no model {name!r} (it knows {known})",
-            "name one of these, a checkpoint, or NAME@WEIGHTS",
+            "name one of these, a checkpoint, or NAME@WEIGHTS; or leave the column out: protocols.HEADING=null",
         )
 
 
@@ -168,7 +176,7 @@ class Subject:
             self.seed,
             judge=self.target.judge(classes),
             seen=company,
-            fingerprints=company.fingerprint,
+            fingerprints=company.fingerprints,
             **how,
         )
 
@@ -237,7 +245,7 @@ def subject(
             block = blocks.get(("evaluate", "protocols", index, "attack"))
             at = {"split": stored["split"], "limit": stored["limit"], **where}
             ball = _threat(_parsed(stored["threat"]) or facts.get("threat"), norm, eps)
-            protocols.append(build.protocol(registry, stored["name"], block, ball, **at))
+            protocols.append(build.protocol(registry, stored["name"], block, ball, source, **at))
     seed = facts["recipe"]["seed"] if target.opened else 0
     participant = Participant(target.model, dataset.classes)
     return Subject(target.name, participant, split_reader(dataset), protocols, seed, notes, target)
@@ -266,22 +274,23 @@ def subjects(
     from advdistill.recipe.suite import Scope
 
     settings = suite.model
+    listed = settings.protocols.items()
     for name, scope in (settings.scopes or {"": Scope()}).items():
         block = _folder(registry, data) or suite.data.get(name)
         dataset, notes = _data(target, registry, block, classes or scope.classes)
         where: dict[str, Any] = {"split": settings.split, "limit": settings.limit if limit is None else limit}
         protocols: list[Protocol] = []
-        for heading, wanted in settings.protocols.items():
+        for heading, wanted in listed:
             fields = wanted.threat or settings.threat
             given = {"norm": fields.norm, "eps": fields.eps} if fields else target.facts.get("threat")
             attack = suite.attacks.get(heading)
             if attack is None:
                 protocols.append(Protocol(heading, **where))
                 continue
-            if wanted.source == "base" and target.opened is None:
-                notes = (*notes, f"{heading} is left out: {target.name} is its own base")
-                continue
             ball = _threat(given, norm, eps)
+            if why := _left_out(target, wanted.source):
+                notes = (*notes, f"{heading} is left out: {why}")
+                continue
             sources = target.roles() if wanted.source == "teachers" else [wanted.source]
             for source in sources:
                 label = f"{heading} ({source})" if wanted.source == "teachers" else heading
@@ -290,6 +299,9 @@ def subjects(
                     more = f" ×{times:g}" if times != 1 else ""
                     wider = replace(ball, eps=radius)
                     protocols.append(build.protocol(registry, label + more, attack, wider, source, **where))
+        names = [protocol.name for protocol in protocols]
+        if twice := [heading for heading in names if names.count(heading) > 1]:
+            raise UsageError(f"two columns are called {twice[0]!r}", "rename one of them")
         ranked = sorted(protocols, key=lambda p: RANKS.index(p.attacker.knowledge if p.attack else "none"))
         participant = Participant(target.model, dataset.classes)
         yield Subject(target.name, participant, split_reader(dataset), ranked, settings.seed, notes, target, name)
@@ -307,7 +319,12 @@ def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple
         block = _own_data(target, registry)
     dataset = build.dataset(registry, block, classes if classes in ("base", "new") else "")
     notes = [f"{name}.py has changed since {target.name} was written" for name in _changed(records, registry)]
-    if opened and set(opened.classes.names) != set(dataset.classes.names):
+    if opened and set(opened.classes.names) > set(dataset.classes.names):
+        notes.append(
+            f"{len(dataset.classes)} of the {len(opened.classes)} classes that {target.name} was trained on"
+            + ("; they are no new ones to it" if classes == "new" else "")
+        )
+    elif opened and set(opened.classes.names) != set(dataset.classes.names):
         trained = len(opened.classes)
         if classes == "all":
             raise UsageError(
@@ -336,10 +353,45 @@ def _folder(registry: Registry, root: str | None) -> Any:
 
 def _threat(given: Mapping[str, Any] | None, norm: str | None, eps: float | None) -> Threat:
     """The ball that was given, or what options put in its place."""
+    if norm and eps is None and given and norm != given["norm"]:
+        raise UsageError(
+            f"--norm {norm} needs a radius of its own: {given['eps']:g} is one of {given['norm']}",
+            "give --eps too, for example --norm l2 --eps 0.5",
+        )
     radius = eps if eps is not None else (given or {}).get("eps")
     if radius is None:
         raise UsageError("how strong may the attack be?", "say so with --eps, for example --eps 4/255")
     return Threat(norm or (given or {}).get("norm", "linf"), radius)
+
+
+def _left_out(target: Target, source: str) -> str:
+    """Why a suite's column cannot be measured on this model; "" where it can."""
+    if source == "base" and target.opened is None:
+        return f"{target.name} is its own base"
+    if source == "teachers" and not target.roles():
+        return f"{target.name} had no teachers"
+    return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _contents(model: VisionLanguageModel) -> str:
+    """A hash of what a model has learned."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.learned().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _changed(records: Iterable[Record], registry: Registry) -> list[str]:

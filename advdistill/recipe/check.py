@@ -158,7 +158,10 @@ class Check:
             if place in self.entries:
                 self._setting(place, item)
             if place in self.blocks:
-                found.append(self.blocks.pop(place))
+                block = self.blocks.pop(place)
+                if not several and spec.asks == "gradients" and getattr(block.spec, "asks", "") != "gradients":
+                    self.fail((*place, "use"), f"{block.use!r} asks for no gradients, which {spec.name!r} would change")
+                found.append(block)
         return tuple(found) if len(found) == len(places) else None
 
     def together(self) -> None:

@@ -5,6 +5,8 @@
 - Stopped in the middle, by an attack that raises or by a kill, it keeps what was finished; the same command goes on
   without doing any of it twice, and comes to the same counts and outcomes as one that was never stopped.
 - A folder that holds another model's evaluation, another protocol's, or something else, is refused; `--overwrite`.
+- What the images depend on decides which are found again: other pixels under the same names, another model behind a
+  defence, other code of a plugin, another model that the attack looks at.
 - base-to-new measures both halves of the classes and their harmonic mean, on a model trained on the first.
 - The curve over shots is drawn where models differ in them.
 - `transfer` gives a matrix whose diagonal is white-box, and whose other cells were made on the other model.
@@ -21,9 +23,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_parts import Cli
+from PIL import Image
 
 from advdistill.engine.outcomes import Evaluation
 from advdistill.engine.subject import Target
@@ -106,7 +110,7 @@ def test_an_attack_that_raises_loses_no_finished_pack(cli: Cli) -> None:
     Path("stumble").touch()
     stopped = cli(*words)
     assert stopped.code == 1 and "stumbling failed on samples" in stopped.err and "ValueError: tripped" in stopped.err
-    assert "the same command goes on from there" in stopped.err and "Traceback" not in stopped.err
+    assert "the same command goes on" in stopped.err and "Traceback" not in stopped.err
     Path("stumble").unlink()
     assert cli(*words).code == 0
     clean = Evaluation.read(Path("evaluations/adversarial_ce-s")).columns[0].outcome.clean.sum().item()
@@ -152,6 +156,80 @@ def test_a_folder_belongs_to_one_evaluation(cli: Cli) -> None:
     Path("mine/thesis.txt").write_text("mine")
     said = cli(*words[:-1], "mine")
     assert said.code == 2 and "something else" in said.err and Path("mine/thesis.txt").read_text() == "mine"
+
+
+def pictures(folder: str, shade: int) -> None:
+    """Ten classes of one PNG each, all of one shade but for a corner."""
+    names = Target(ROBUST, default_registry()).opened.classes.names
+    for i, name in enumerate(names):
+        pixels = np.full((32, 32, 3), shade, dtype=np.uint8)
+        pixels[: 3 * i + 2, :4] = 255 - shade
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(Path(folder) / name / "0.png")
+
+
+def hits(out: str) -> list[int]:
+    return [column.outcome.count.hits for column in Evaluation.read(Path(out)).columns]
+
+
+def keys(out: str) -> list[str]:
+    return [column.statement["key"] for column in Evaluation.read(Path(out)).columns]
+
+
+def test_the_same_names_may_stand_for_other_pixels(cli: Cli) -> None:
+    pictures("photos", 20)
+    data = "data={use: folder, root: photos, size: 32, val_share: 0, test_share: 1}"
+    words = ["evaluate", "--model", ROBUST, "--protocol", "p.yaml", f"scopes={{own: {{{data.replace('=', ': ', 1)}}}}}"]
+    assert cli(*words, "--out", "a").code == 0, cli(*words, "--out", "a").err
+    before = keys("a")
+    pictures("photos", 220)
+    assert cli(*words, "--out", "a").code == 0
+    assert not set(before) & set(keys("a"))
+    assert cli(*words, "--out", "b").code == 0
+    assert keys("a") == keys("b") and same(Evaluation.read(Path("a")), Evaluation.read(Path("b")))
+
+
+def test_other_code_of_a_plugin_is_another_attack(cli: Cli) -> None:
+    Path("stumbling.py").write_text(STUMBLING)
+    Path("s.yaml").write_text("advdistill: 1\nlimit: 20\nprotocols: {s: {attack: {use: stumbling}}}\n")
+    words = ["evaluate", "--model", BASE, "--data", "photos", "--eps", "64/255", "--protocol", "s.yaml", "--out", "out",
+             "--plugin", "stumbling.py"]  # fmt: skip
+    pictures("photos", 20)
+    assert cli(*words).code == 0
+    before = keys("out")
+    Path("stumbling.py").write_text(STUMBLING.replace("threat.eps * gradient.sign()", "0 * gradient"))
+    assert cli(*words).code == 0
+    assert keys("out") != before
+
+
+def test_a_defence_is_not_what_it_defends(cli: Cli) -> None:
+    pictures("photos", 20)
+    words = ["--data", "photos", "--eps", "8/255", "--protocol", "p.yaml", "--out", "out"]
+    assert cli("evaluate", "--model", BASE, *words).code == 0
+    said = cli("evaluate", "--model", f"ttc:{BASE}", *words)
+    assert said.code == 2 and "another model" in said.err
+
+
+def test_an_overwritten_evaluation_is_gone_at_once(cli: Cli) -> None:
+    Path("stumbling.py").write_text(STUMBLING.replace("len(lines) == 2", "True"))
+    Path("s.yaml").write_text("advdistill: 1\nlimit: 20\nprotocols: {s: {attack: {use: stumbling}}}\n")
+    words = ["evaluate", "--model", ROBUST, "--out", "out"]
+    assert cli(*words, "--protocol", "p.yaml", "limit=10").code == 0
+    Path("stumble").touch()
+    assert cli(*words, "--protocol", "s.yaml", "--plugin", "stumbling.py", "--overwrite").code == 1
+    assert not Path("out/outcomes.safetensors").exists() and not Path("out/card.md").exists()
+
+
+def test_a_folder_is_written_by_one_process(cli: Cli) -> None:
+    words = ["evaluate", "--model", ROBUST, "--protocol", "p.yaml", "limit=10", "--out", "out"]
+    assert cli(*words).code == 0
+    hold = "import fcntl, sys; f = open('out/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True)"
+    hold += "; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        said = cli(*words)
+        holder.communicate()
+    assert said.code == 1 and "another evaluation is writing" in said.err
 
 
 def test_base_to_new(cli: Cli) -> None:

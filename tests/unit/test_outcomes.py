@@ -61,6 +61,7 @@ def outcome(right: list[bool], clean: list[bool] | None = None, indices: list[in
         right=held & before,
         claimed=held,
         rounded=~held,
+        recovered=held & ~before,
         size=odd.abs(),
         rise=odd,
         margin=-odd,
@@ -469,8 +470,10 @@ def test_whose_model_a_name_means(trained: Path) -> None:
     for name, learned in wanted.items():
         torch.testing.assert_close(said[name], saying(learned), msg=name)
     assert all((said[a] - said[b]).abs().max() > 1e-3 for a in said for b in said if a < b), "they differ"
-    prints = [company.fingerprint(name) for name in wanted]
+    prints = [company.fingerprints({}, name).get(name, "") for name in wanted]
     assert prints[0] == "" and len(set(prints)) == 4
+    named = company.fingerprints({"attack": {"through": other, "steps": 3}, "teacher": "clean"}, "self")
+    assert named == {other: prints[3], "clean": prints[2]}
     torch.testing.assert_close(company("self").logits(images), saying(values))
     with pytest.raises(UsageError, match="knows no model 'robust'") as told:
         company("robust")

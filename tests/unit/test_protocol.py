@@ -137,7 +137,11 @@ class Scene:
              seed: int = 0, prints: str = "abc", **how: Any) -> dict[str, Any]:  # fmt: skip
         participant = Participant(ToyModel(ToyConfig()), classes)
         split = split or self.split
-        return Bench(participant, lambda name: split, seed, fingerprints=lambda name: prints, **how).statement(protocol)
+
+        def others(settings: Any, source: str) -> dict[str, str]:
+            return {} if source == "self" else {source: prints}
+
+        return Bench(participant, lambda name: split, seed, fingerprints=others, **how).statement(protocol)
 
 
 def test_a_key_changes_with_all_that_matters() -> None:
@@ -206,7 +210,7 @@ def test_a_statement_is_complete_and_plain() -> None:
     assert said["threat"] == {"norm": "linf", "eps": 4 / 255} and said["attack"] == dict(Scene.protocol.settings)
     assert said["knowledge"] == "transfer" and said["source"] == {"model": "base", "fingerprint": "abc"}
     assert said["attacker"]["asks"] == "nothing" and said["precision"] == "fp32" and said["resolution"] == [16, 16]
-    assert said["split"] == {"name": "test", "digest": Scene().split.digest, "samples": 12, "of": 60,
+    assert said["split"] == {"name": "test", "digest": Scene().split.digest, "content": Scene().split.content, "samples": 12, "of": 60,
                              "drawn": "stratified by class"}  # fmt: skip
     assert said["templates"] == list(CLASSES.templates) and said["classes"] == CLASSES.digest
     assert "64" in said["metric"] and "ties" in said["metric"]
