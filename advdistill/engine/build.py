@@ -107,7 +107,7 @@ def protocol(
             known = ", ".join(sorted(block.spec.norms))
             raise UsageError(
                 f"{name}: attack {block.use!r} knows {known}, not {threat.norm}",
-                f"take another attack, leave the column out ('protocols.{name}=null'), or --norm {known.split(', ')[0]}",
+                f"take another attack, leave it out ('protocols.{name}=null'), or give --norm {known.split(', ')[0]}",
             )
     if not threat.eps:
         raise UsageError(f"{name}: eps 0 attacks nothing", "give a radius such as 4/255; clean accuracy has no attack")

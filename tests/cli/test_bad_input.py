@@ -304,7 +304,8 @@ def test_words_of_attack(refused: Callable[..., str], trained: Path) -> None:
         (3, ["--attack", "pgd", "stesp=3"], "did you mean 'step'?"),
         (3, ["--attack", "pdg"], "did you mean 'pgd'?"),
         (2, ["steps=3"], "is a setting of an attack, but none is named"),
-        (2, ["--attack", "pgd", "--norm", "l1"], "attack 'pgd' knows l2, linf, not l1"),
+        (2, ["--attack", "pgd", "--norm", "l1"], "--norm l1 needs a radius of its own"),
+        (2, ["--attack", "pgd", "--norm", "l1", "--eps", "9"], "attack 'pgd' knows l2, linf, not l1"),
         (5, ["--data", "nowhere"], "there is no folder nowhere"),
     ]:
         assert message in refused(code, "attack", "--model", trained, *words)

@@ -210,7 +210,8 @@ def test_a_statement_is_complete_and_plain() -> None:
     assert said["threat"] == {"norm": "linf", "eps": 4 / 255} and said["attack"] == dict(Scene.protocol.settings)
     assert said["knowledge"] == "transfer" and said["source"] == {"model": "base", "fingerprint": "abc"}
     assert said["attacker"]["asks"] == "nothing" and said["precision"] == "fp32" and said["resolution"] == [16, 16]
-    assert said["split"] == {"name": "test", "digest": Scene().split.digest, "content": Scene().split.content, "samples": 12, "of": 60,
+    split = Scene().split
+    assert said["split"] == {"name": "test", "digest": split.digest, "content": split.content, "samples": 12, "of": 60,
                              "drawn": "stratified by class"}  # fmt: skip
     assert said["templates"] == list(CLASSES.templates) and said["classes"] == CLASSES.digest
     assert "64" in said["metric"] and "ties" in said["metric"]
