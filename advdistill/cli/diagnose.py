@@ -85,10 +85,11 @@ def diagnose(
     words = [f"attack.{word}" for word in settings or ()]
     provided = target.facts.get("plugins", [])
     block = resolve_blocks({"attack": {"use": attack}}, registry, provided=provided, overrides=words)[("attack",)]
-    threat = found.protocols[-1].threat
-    assert threat is not None  # an attack was named
+    asked = found.protocols[-1]
+    assert asked.threat is not None  # an attack was named
+    threat, how = asked.threat, {"split": asked.split, "batch_size": batch_size}
     with progress() as show:
-        column, indicators = doubt.diagnose(found, block, threat, limit, registry, progress=show, batch_size=batch_size)
+        column, indicators = doubt.diagnose(found, block, threat, limit, registry, progress=show, **how)
     flags = sum(each.verdict == "flag" for each in indicators)
     count = column.outcome.count
     if json:

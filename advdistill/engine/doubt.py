@@ -7,6 +7,7 @@ checks of its released code); Zimmermann et al. 2022 (2206.13991).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
@@ -21,12 +22,13 @@ from advdistill.engine.indicator import (
     CERTAIN,
     FAILED,
     HALF_ZERO,
+    IN_CLASS,
     STILL,
     Indicator,
     counted,
     unknown,
 )
-from advdistill.engine.outcomes import Column, Evaluation
+from advdistill.engine.outcomes import Column, Evaluation, Outcome
 from advdistill.engine.probes import Probes, probe
 from advdistill.engine.types import Threat
 
@@ -61,12 +63,17 @@ def diagnose(
 
 
 def combined(shown: Iterable[Indicator], probed: Iterable[Indicator]) -> list[Indicator]:
-    """Doubts from the records and from probes; of the same doubt, what could be told goes before what could not."""
+    """Doubts from the records and from probes; of the same doubt about the same scope, what could be told goes before
+    what could not."""
     shown, probed = list(shown), list(probed)
-    told = {each.name for each in [*shown, *probed] if each.verdict != "unknown"}
-    both = {each.name for each in shown} & {each.name for each in probed} - told
-    kept = [each for each in shown if each.verdict != "unknown" or each.name not in told | both]
-    return kept + [each for each in probed if each.verdict != "unknown" or each.name not in told]
+    told = {_which(each) for each in [*shown, *probed] if each.verdict != "unknown"}
+    both = {_which(each) for each in shown} & {_which(each) for each in probed} - told
+    kept = [each for each in shown if each.verdict != "unknown" or _which(each) not in told | both]
+    return kept + [each for each in probed if each.verdict != "unknown" or _which(each) not in told]
+
+
+def _which(indicator: Indicator) -> tuple[str, str]:
+    return indicator.scope, indicator.name
 
 
 def from_columns(evaluation: Evaluation) -> list[Indicator]:
@@ -78,19 +85,21 @@ def from_columns(evaluation: Evaluation) -> list[Indicator]:
     for scope in dict.fromkeys(column.scope for column in evaluation.columns):
         columns = [column for column in evaluation.columns if column.scope == scope]
         attacked = [column for column in columns if column.attacked]
-        found += [*_knowing(attacked, scope), *_failing(attacked), *_orders(attacked), *_beaten(attacked)]
+        here = [*_knowing(attacked), *_failing(attacked), _above_clean(attacked, evaluation.columns)]
+        here += [*_orders(attacked), *_beaten(attacked)]
+        found += [dataclasses.replace(each, scope=scope, column=each.column or scope) for each in here]
     return found
 
 
-def _knowing(attacked: Sequence[Column], scope: str) -> Iterator[Indicator]:
+def _knowing(attacked: Sequence[Column]) -> Iterator[Indicator]:
     """A defence is measured against who knows it (Carlini et al. 2019, section 3.1)."""
     name = "no white-box column"
     if not attacked:
-        yield unknown(name, "nothing was attacked: add --attack apgd", column=scope)
+        yield unknown(name, "nothing was attacked: add --attack apgd")
     elif not _white(attacked):
-        yield Indicator(name, 0, 1, "flag", "attack the model itself with its gradients: --attack apgd", scope)
+        yield Indicator(name, 0, 1, "flag", "attack the model itself with its gradients: --attack apgd")
     else:
-        yield Indicator(name, len(_white(attacked)), 1, "ok", "", scope)
+        yield Indicator(name, len(_white(attacked)), 1, "ok")
 
 
 def _failing(attacked: Sequence[Column]) -> Iterator[Indicator]:
@@ -132,13 +141,46 @@ def _failing(attacked: Sequence[Column]) -> Iterator[Indicator]:
         attacked,
         lambda o: (o.attacked & (o.claimed != o.right), len(o)),
     )
-    yield _worst(
-        "robust above clean",
-        BEATEN,
-        "samples count as robust that are wrong without attack: the model answers at random, or a count is wrong",
-        attacked,
-        lambda o: (o.right & ~o.clean, len(o)),
+
+
+def _above_clean(attacked: Sequence[Column], everything: Sequence[Column]) -> Indicator:
+    """An attack that leaves more right answers than there were without it, in all or in one class (Carlini et al. 2019,
+    section 5.3): samples that it repairs, or that some column finds wrong before any attack."""
+    name = "robust above clean"
+    repaired = "samples are right after the attack alone: it does not climb, or the model tells clean images apart"
+    denied = (
+        "samples count as robust that are wrong without attack: the model is random or stateful, or a count is wrong"
     )
+    doubts = []
+    for column in attacked:
+        outcome = column.outcome
+        doubts.append(_in_class(name, outcome, outcome.recovered, repaired, column.heading))
+        for other in everything:
+            if _same_images(column, other):
+                found = outcome.right & ~other.outcome.clean
+                doubts.append(_in_class(name, outcome, found, denied, column.heading))
+    if not doubts:
+        return unknown(name, "nothing was attacked: add --attack apgd", BEATEN)
+    return max(doubts, key=lambda each: (each.verdict == "flag", each.value or 0))
+
+
+def _in_class(name: str, outcome: Outcome, found: Tensor, advice: str, heading: str) -> Indicator:
+    """How many samples were `found`, (N,) bool; where they are few, in the class that has the largest share of them."""
+    overall = counted(name, int(found.sum()), len(found), BEATEN, advice, heading)
+    if overall.verdict == "flag" or not found.any():
+        return overall
+    totals = outcome.labels.bincount()
+    counts = outcome.labels[found].bincount(minlength=len(totals))
+    label = int((counts / totals.clamp_min(1)).argmax())
+    worst = counted(name, int(counts[label]), int(totals[label]), IN_CLASS, f"class {label}: {advice}", heading)
+    return worst if worst.verdict == "flag" else overall
+
+
+def _same_images(a: Column, b: Column) -> bool:
+    """Whether two columns looked at the same images, and told the same classes apart."""
+    said = [(c.statement["split"]["digest"], *(c.statement[k] for k in ("classes", "templates", "resolution")))
+            for c in (a, b)]  # fmt: skip
+    return said[0] == said[1] and torch.equal(a.outcome.indices, b.outcome.indices)
 
 
 def _orders(attacked: Sequence[Column]) -> Iterator[Indicator]:

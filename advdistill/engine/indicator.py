@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from advdistill.errors import DataError
+
+VERDICTS = ("ok", "flag", "unknown")
 FEW = 2
 """Samples that must speak against a number before it is doubted, however few there are: one alone may lie on the
 boundary, where attacks that are equally good differ. (inferred)"""
 BEATEN = 0.005
 """Share of samples that a weaker attacker may break where a stronger one does not. Half a point is what equally strong
 attacks on honest models differ by (Croce & Hein 2020, arXiv 2003.01690, table 2)."""
+IN_CLASS = 0.05
+"""The same among the samples of one class: of many classes, one is the worst by chance. (inferred)"""
 CHANGED = 0.01
 """Share of samples that a larger budget may decide differently. (inferred)"""
 FAILED = 0.01
@@ -50,9 +56,11 @@ class Indicator:
         name: what is looked at.
         value: what was seen, mostly a share of samples; None: nothing was.
         threshold: from where on that is doubtful.
-        verdict: "ok", "flag" or "unknown", which means not measured, or on too few samples.
+        verdict: of `VERDICTS`; "unknown" means not measured, or on too few samples.
         advice: what to do next; "" where there is nothing to do.
-        column: heading of the column that it is about; "" for all.
+        column: heading of the column that it is about; for a probe, the attack, the samples and their split; "" for
+            all columns of the scope.
+        scope: whose images and classes; "" for the model's own.
     """
 
     name: str
@@ -61,10 +69,29 @@ class Indicator:
     verdict: str
     advice: str = ""
     column: str = ""
+    scope: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Indicator:
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: `said` is no indicator of this version.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        numbers, words = ("value", "threshold"), ("name", "advice", "column", "scope")
+        if (
+            sorted(said) != sorted(names)
+            or said["verdict"] not in VERDICTS
+            or not all(isinstance(said[name], str) for name in words)
+            or not all(said[name] is None or isinstance(said[name], (int, float)) for name in numbers)
+        ):
+            raise DataError("this is no indicator of this version", "evaluate again")
+        return cls(**said)
 
 
 def unknown(name: str, why: str, threshold: float | None = None, column: str = "") -> Indicator:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine import build, existence
-from advdistill.engine.attack import Attack, Noise, Problem, right
+from advdistill.engine.attack import Noise, Problem, right
 from advdistill.engine.data import read, stratified
 from advdistill.engine.evaluate import Progress, to_device
 from advdistill.engine.indicator import (
@@ -37,7 +37,7 @@ from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.store import Memory
 from advdistill.engine.types import Threat
-from advdistill.errors import UserError
+from advdistill.errors import RunError, UserError
 from advdistill.recipe.resolve import resolve_blocks
 from advdistill.recipe.suite import load_suite
 
@@ -68,6 +68,7 @@ def probe(
     registry: Registry,
     progress: Progress = lambda what, done, total: None,
     *,
+    split: str = "test",
     names: Collection[str] = (),
     **how: Any,
 ) -> list[Indicator]:
@@ -79,17 +80,18 @@ def probe(
     Args:
         limit: samples, evenly over the classes, the same for all probes; 0: all.
         progress: see `Progress`.
+        split: the split that they are drawn from.
         names: of `PROBES`, those to take; empty: all.
         how: further arguments of `Probes`.
     """
-    return list(Probes(subject, block, threat, limit, registry, progress, **how).take(names))
+    return list(Probes(subject, block, threat, limit, registry, progress, split=split, **how).take(names))
 
 
 class Probes:
     """What the probes share: the samples, and what the attack in question found on them.
 
     Args:
-        subject, block, threat, limit, registry, progress: see `probe`.
+        subject, block, threat, limit, registry, progress, split: see `probe`.
         companions: the suite of attacks that must not beat it.
         batch_size: images at a time.
     """
@@ -104,12 +106,14 @@ class Probes:
         progress: Progress = lambda what, done, total: None,
         companions: str = COMPANIONS,
         batch_size: int = 256,
+        split: str = "test",
     ) -> None:
-        self._subject, self._block, self._threat, self._limit = subject, block, threat, limit
+        self._subject, self._block, self._threat = subject, block, threat
+        self._where: dict[str, Any] = {"split": split, "limit": limit}
         self._registry, self._progress, self._companions = registry, progress, companions
         self._participant = subject.participant
         self._bench = subject.bench(progress=progress, batch_size=batch_size)
-        self._split = subject.splits("test")
+        self._split = subject.splits(split)
         self._indices = stratified(self._split.labels, limit, subject.seed)
 
     def take(self, names: Collection[str] = ()) -> Iterator[Indicator]:
@@ -119,22 +123,28 @@ class Probes:
                 continue
             self._progress(name, 0, 1)
             try:
-                yield take(self, name)
+                found = take(self, name)
             except UserError as error:
-                yield unknown(name, error.message)
+                found = unknown(name, error.message)
+            yield replace(found, column=self._heading, scope=self._subject.scope)
             self._progress(name, 1, 1)
 
     # --- what the attack finds ---
 
+    @property
+    def _heading(self) -> str:
+        what = f"{self._block.use}, {len(self._indices)} of {self._where['split']}"
+        return f"{self._subject.scope}: {what}" if self._subject.scope else what
+
     @cached_property
     def column(self) -> Column:
         """The attack in question on the samples."""
-        protocol = self._protocol(self._block, self._threat, name=self._block.use)
-        return Column(protocol.name, self._bench.statement(protocol), self._outcome)
+        protocol = self._protocol(self._block, self._threat)
+        return Column(protocol.name, self._bench.statement(protocol), self._outcome, scope=self._subject.scope)
 
     @cached_property
     def _outcome(self) -> Outcome:
-        return self._measure(self._protocol(self._block, self._threat, name=self._block.use))
+        return self._measure(self._protocol(self._block, self._threat))
 
     @cached_property
     def _held(self) -> Tensor:
@@ -142,7 +152,7 @@ class Probes:
         return self._indices[self._outcome.right]
 
     def _protocol(self, block: Block, threat: Threat, source: str = "self", name: str = "") -> Protocol:
-        return build.protocol(self._registry, name or block.use, block, threat, source, limit=self._limit)
+        return build.protocol(self._registry, name or block.use, block, threat, source, **self._where)
 
     def _measure(self, protocol: Protocol, indices: Tensor | None = None, seed: int = 0) -> Outcome:
         """`seed` is added to the subject's, for other draws."""
@@ -238,9 +248,8 @@ class Probes:
                 return said
 
             with self._participant.deployed():
-                attack: Attack = build.component(self._registry, self._block)
                 problem = self._problem(batch.images, batch.labels, logits, watch=False)
-                images = attack(problem, threat, Noise(self._subject.seed, "evaluate", 0, batch.samples))
+                images = self._attacked(problem, Noise(self._subject.seed, "evaluate", 0, batch.samples))
                 with torch.no_grad():
                     harmless = right(self._participant.logits(images, constant=True), batch.labels)
             lost += int((passed & harmless).sum())
@@ -336,9 +345,8 @@ class Probes:
             if not plants.exists.any():
                 return unknown(name, "no random change in the ball moves its features", FOUND)
             batch, plants = batch[plants.exists], plants[plants.exists]
-            attack: Attack = build.component(self._registry, self._block)
             problem = self._problem(batch.images, torch.zeros_like(batch.labels), plants.logits, watch=True)
-            images = attack(problem, self._threat, Noise(self._subject.seed, "planted", 0, batch.samples))
+            images = self._attacked(problem, Noise(self._subject.seed, "planted", 0, batch.samples))
             with torch.no_grad():
                 found = ~right(plants.logits(images, problem.rows), problem.labels)
             guessed = plants.guess(batch, self._threat, self._subject.seed)
@@ -351,6 +359,21 @@ class Probes:
         return Indicator(name, share, FOUND, "flag", advice)
 
     # --- helpers ---
+
+    def _attacked(self, problem: Problem, noise: Noise) -> Tensor:
+        """The attack in question on a problem of a probe's own.
+
+        Raises:
+            UserError: it does not know the norm, or failed.
+        """
+        attack = self._protocol(self._block, self._threat).attack
+        assert attack is not None  # of a block
+        try:
+            return attack(problem, self._threat, noise)
+        except UserError:
+            raise
+        except Exception as error:
+            raise RunError(f"{self._block.use} failed: {type(error).__name__}: {error}", "-v shows where") from error
 
     def _problem(self, images: Tensor, labels: Tensor, logits: Callable[..., Tensor], watch: bool) -> Problem:
         return Problem(images, labels, None, logits, self._threat, watch, seen=self._bench.seen, lenient=True)

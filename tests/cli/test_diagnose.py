@@ -1,7 +1,8 @@
 """`advdistill diagnose`.
 
 Guarantees: a table with every indicator, flags first, and at the end how many doubt; a flag is a finding, so the exit
-code is 0; `--json` holds the same; wrong calls say what to do.
+code is 0; `--json` holds the same, and says on which samples; wrong calls say
+what to do.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def test_json(cli: Cli) -> None:
     found = json.loads(said.out)
     assert {each["name"] for each in found["indicators"]} >= PROBES.keys()
     assert found["flags"] == sum(each["verdict"] == "flag" for each in found["indicators"])
+    assert {each["column"] for each in found["indicators"] if each["name"] == "stochastic"} == {"apgd, 4 of test"}
     assert found["statement"]["attack"]["steps"] == 5 and found["total"] == 4
 
 
@@ -49,7 +51,7 @@ def test_json(cli: Cli) -> None:
         (("--model", MODEL, "--attack", "pgdd"), 3, "pgd"),
         (("--model", MODEL, "steps=0"), 3, "steps"),
         (("--model", MODEL, "--eps", "0"), 2, "eps 0"),
-        (("--model", MODEL, "--norm", "l0"), 2, "apgd"),
+        (("--model", MODEL, "--norm", "l0", "--eps", "5"), 2, "apgd"),
         (("--model", "nothing.safetensors"), 5, "nothing.safetensors"),
     ],
 )

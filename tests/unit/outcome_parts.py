@@ -64,6 +64,7 @@ def outcome(clean: Tensor, right: Tensor | None = None, eps: float = EPS, **more
         "right": right,
         "claimed": right,
         "rounded": right,
+        "recovered": torch.zeros(count, dtype=torch.bool),
         "size": per(eps),
         "rise": per(1.5, torch.float64),
         "margin": torch.ones(count),

@@ -5,13 +5,17 @@ Guarantees:
   samples at all are unknown, and both say what to do;
 - a record in which nothing is wrong raises none; each thing that can be wrong in a record raises its own doubt and no
   other, and names the column;
+- what an attack repairs is noticed, in what a bench measures, in all samples or in one class, and by another column
+  of the same samples;
 - attacks are compared only in the same ball and on the same samples; the stronger is never blamed for breaking more;
 - a toy that hides nothing raises no flag; each trick around it (draws, batch mates, training mode, detached or declared
   gradients, probabilities) raises its own; what cannot be told is unknown and says why;
 - planted examples exist: the model's own head answers otherwise there than at the clean image; an attack that does
   nothing misses them, a decent one finds them, guesses do not;
-- of one doubt, what could be told goes before what could not;
-- indicators are JSON.
+- probes are taken on the split that was asked for, and say so; one of an attack that fails, or does not know the norm,
+  is unknown, and the others are taken;
+- of one doubt about one scope, what could be told goes before what could not;
+- indicators are JSON and come back from it the same; what is no indicator is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ import torch
 from outcome_parts import EPS, PGD, SCORES, clean_column, column, evaluation, outcome, statement
 from torch import Tensor
 
-from advdistill import ClassSet, Factored, Noise, Threat, VisionLanguageModel
-from advdistill.engine import existence
+from advdistill import ClassSet, DataError, Factored, Noise, Threat, VisionLanguageModel
+from advdistill.engine import build, existence
 from advdistill.engine.data import Batch
-from advdistill.engine.doubt import combined, from_columns
+from advdistill.engine.doubt import combined, diagnose, from_columns
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.indicator import Indicator, counted, unknown
-from advdistill.engine.outcomes import Column
+from advdistill.engine.outcomes import Column, Evaluation
 from advdistill.engine.probes import MEANS, PROBES, probe
 from advdistill.engine.step import Participant
 from advdistill.engine.subject import Subject, Target
@@ -80,9 +84,32 @@ def test_told_goes_before_unknown() -> None:
     assert [(each.name, each.verdict) for each in found] == [("a", "ok"), ("b", "flag"), ("c", "unknown")]
 
 
+def test_what_one_scope_tells_says_nothing_about_another() -> None:
+    told, other = Indicator("a", 0.0, 1.0, "ok", scope="base"), dataclasses.replace(unknown("a", "?"), scope="new")
+    assert combined([told, other], []) == [told, other]
+    assert combined([other], [told]) == [other, told]
+
+
 def test_indicators_are_json() -> None:
-    for each in from_columns(evaluation("m", clean_column(CLEAN), white())):
-        assert json.loads(json.dumps(each.to_json(), allow_nan=False)) == dataclasses.asdict(each)
+    seen = from_columns(evaluation("m", clean_column(CLEAN), white(), clean_column(CLEAN, "new")))
+    found = [*seen, Indicator("a", 1, 0.5, "flag", "do this", "pgd")]
+    assert {each.verdict for each in found} == {"ok", "flag", "unknown"}
+    assert {each.scope for each in found} == {"", "new"}
+    for each in found:
+        said = json.loads(json.dumps(each.to_json(), allow_nan=False))
+        assert said == dataclasses.asdict(each) and Indicator.from_json(said) == each
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"verdict": "fine"}, {"value": "much"}, {"name": None}, {"scope": 1}, {"more": 1}, {"threshold": [0.5]}],
+)
+def test_what_is_no_indicator(change: dict[str, Any]) -> None:
+    said = Indicator("a", 0.0, 1.0, "ok").to_json()
+    with pytest.raises(DataError):
+        Indicator.from_json({**said, **change})
+    with pytest.raises(DataError):
+        Indicator.from_json({"name": "a"})
 
 
 # --- records -------------------------------------------------------------------------------------------------------
@@ -106,7 +133,7 @@ def put(field: str, value: Any, where: Tensor = FIRST) -> Column:
         ("nothing moved", put("size", 0.0)),
         ("saturated", put("certain", True)),
         ("verdicts disagree", put("claimed", False)),
-        ("robust above clean", put("right", True, torch.arange(COUNT) >= 95)),
+        ("robust above clean", put("recovered", True, torch.arange(COUNT) >= 95)),
     ],
 )
 def test_what_is_wrong_in_a_record_is_noticed(name: str, odd: Column) -> None:
@@ -114,6 +141,30 @@ def test_what_is_wrong_in_a_record_is_noticed(name: str, odd: Column) -> None:
     assert [each for each in found if found[each].verdict == "flag"] == [name]
     assert found[name].column == "odd" and found[name].advice
     assert not flagged(white())
+
+
+def test_a_class_that_is_repaired() -> None:
+    clean = torch.ones(1000, dtype=torch.bool)
+    for label, expected in ((3, "flag"), (None, "ok")):
+        # Four samples of one class, or of four: 0.4 % of all.
+        which = torch.arange(4) * 10 + label if label is not None else torch.arange(4)
+        recovered = torch.zeros(1000, dtype=torch.bool).scatter_(0, which, True)
+        labels = torch.arange(1000) % 10
+        labels[40:] = torch.where(labels[40:] == 3, 4, labels[40:])
+        found = column("pgd", outcome(clean, clean & False, recovered=recovered, labels=labels))
+        (told,) = [e for e in from_columns(evaluation("m", found)) if e.name == "robust above clean"]
+        assert told.verdict == expected
+        assert told.value == (1.0 if label else 0.004) and ("class 3" in told.advice) == bool(label)
+
+
+def test_columns_that_disagree_about_clean_images() -> None:
+    other = column("pgd", outcome(CLEAN & ~FIRST, RIGHT & ~FIRST), eps=2 * EPS)
+    assert flagged(white(), other) == ["robust above clean"]
+    assert doubts(white(), other)["robust above clean"].column == "pgd"
+    # Of other images, or among other classes, it may be so.
+    assert not flagged(white(), column("pgd", other.outcome, eps=2 * EPS, classes="c2"))
+    assert not flagged(white(), column("pgd", dataclasses.replace(other.outcome, indices=torch.arange(COUNT) + 1),
+                                       eps=2 * EPS))  # fmt: skip
 
 
 def test_a_rise_is_measured_against_what_there_was() -> None:
@@ -199,6 +250,28 @@ class Probabilities(ToyModel):
         return super().logits(features, classifier).softmax(1)
 
 
+class Aside(ToyModel):
+    """Knows the test images, and is wrong about these alone: right everywhere beside them."""
+
+    batch_independent = False
+
+    def features(self, images: Tensor) -> Tensor:
+        split = ToyDataset(None).split("test")
+        known = torch.stack([split.load(i) for i in range(len(split))]).flatten(1)
+        clean = torch.cdist(images.detach().flatten(1), known, p=torch.inf).amin(1, keepdim=True) == 0
+        features = super().features(images)
+        return torch.where(clean, -features, features)
+
+
+class Fragile(ToyModel):
+    """Its gradient cannot be taken."""
+
+    def features(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            raise RuntimeError("no way back")
+        return super().features(images)
+
+
 class Flat(ToyModel):
     def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
         return super().logits(features, classifier).detach()
@@ -242,9 +315,9 @@ class Toy(Target):
         self._registry, self._device = default_registry(), torch.device("cpu")
 
 
-def subject(model: VisionLanguageModel) -> Subject:
+def subject(model: VisionLanguageModel, scope: str = "") -> Subject:
     data = ToyDataset(None)
-    return Subject("toy", Participant(model, data.classes), split_reader(data), [], 0, (), Toy(model))
+    return Subject("toy", Participant(model, data.classes), split_reader(data), [], 0, (), Toy(model), scope)
 
 
 def probed(
@@ -299,11 +372,52 @@ def test_steps_that_are_too_few() -> None:
         ("gradients are not the slope", Random, {}),
         ("planted examples found", Whole, {}),
         ("scores beat white-box", ToyModel, {"norm": "l0", "eps": 5, "attack": {"use": "ta-pixle"}}),
+        ("one step beats many", ToyModel, {"norm": "l1", "eps": 5}),
+        ("silent success", ToyModel, {"norm": "l0", "eps": 5}),
+        ("silent success", Fragile, {}),
     ],
 )
 def test_what_cannot_be_told_says_why(name: str, model: type[ToyModel] | type[Whole], how: dict[str, Any]) -> None:
     found = probed(model, name, **how)[name]
     assert found.verdict == "unknown" and found.value is None and found.advice
+
+
+def test_what_an_attack_repairs() -> None:
+    registry = default_registry()
+    block = resolve_blocks({"attack": {"use": "pgd", "steps": 1}}, registry)[("attack",)]
+    protocol = build.protocol(registry, "pgd", block, Threat("linf", 0.5 / 255), limit=30)
+    for model, verdict in ((Aside, "flag"), (ToyModel, "ok")):
+        (found,) = subject(model(ToyConfig())).bench().columns([protocol])
+        assert not (found.outcome.right & ~found.outcome.clean).any(), "it counts as robust only where it was right"
+        (told,) = [e for e in from_columns(Evaluation("m", {}, (found,))) if e.name == "robust above clean"]
+        assert (told.verdict, told.column) == (verdict, "pgd")
+        assert told.value == (~found.outcome.clean & found.outcome.recovered).float().mean().item()
+
+
+def test_probes_are_taken_where_they_say() -> None:
+    registry = default_registry()
+    block = resolve_blocks({"attack": {"use": "apgd", "steps": 2}}, registry)[("attack",)]
+    asked: list[str] = []
+    toy = subject(ToyModel(ToyConfig()), "new")
+    real = toy.splits
+    toy = dataclasses.replace(toy, splits=lambda name: (asked.append(name), real(name))[1])
+    names = ("restarts not converged", "stochastic", "silent success", "planted examples found")
+    for split in ("val", "test"):
+        asked.clear()
+        found = probe(toy, block, Threat("linf", EPS), 12, registry, split=split, names=names)
+        assert set(asked) == {split}
+        assert {(each.column, each.scope) for each in found} == {(f"new: apgd, 12 of {split}", "new")}
+    column, _ = diagnose(toy, block, Threat("linf", EPS), 12, registry, split="val")
+    assert column.statement["split"]["name"] == "val" and column.scope == "new"
+
+
+@pytest.mark.parametrize(("norm", "eps", "lost"), [("l2", 0.3, set()), ("l1", 3.0, {"one step beats many"})])
+def test_other_norms(norm: str, eps: float, lost: set[str]) -> None:
+    names = [name for name in PROBES if name != "scores beat white-box"]  # its queries take their time
+    found = probed(ToyModel, *names, norm=norm, eps=eps, attack={"use": "apgd", "steps": 10})
+    assert list(found) == names
+    ignorant = {name: each.advice for name, each in found.items() if f"not {norm}" in each.advice}
+    assert ignorant.keys() == lost and all(found[name].verdict == "unknown" for name in lost)
 
 
 def test_every_companion_is_in_the_suite() -> None:
