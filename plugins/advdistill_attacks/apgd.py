@@ -19,8 +19,8 @@ from torch import Tensor
 
 from advdistill import Attack, Noise, Problem, Threat
 from advdistill_attacks import configs, targets
-from advdistill_attacks.losses import TARGETED, stated
-from advdistill_attacks.pgd import direction
+from advdistill_attacks.losses import FEWEST_TARGETED, TARGETED, stated
+from advdistill_attacks.pgd import Climber, direction
 
 MOMENTUM = 0.75
 RISES = 0.75
@@ -29,7 +29,7 @@ SHRINK, LONGEST, SHORTEST = 1.5, 1.0, 0.1
 """l1: what a step is divided by at a checkpoint; its bounds in radii."""
 
 
-class APGD(Attack):
+class APGD(Climber):
     """Each sample's best image over all restarts, whatever the objective."""
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
@@ -43,6 +43,11 @@ class APGD(Attack):
 
 class APGDTargeted(Attack):
     """`apgd` towards each of several classes; what counts is still any wrong answer."""
+
+    @property
+    def fewest_classes(self) -> int:  # type: ignore[override]
+        """What the loss needs."""
+        return FEWEST_TARGETED.get(self.config.loss, 2)
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
         config, best, rows = self.config, _Best(problem), problem.open()
@@ -116,7 +121,8 @@ class _State:
     Attributes:
         rows: of the batch. clean, images, previous: this and the last iterate. gradient: at `images`.
         best, slope, highest: the best iterate, its gradient, its objective.
-        value: of `images`. step: its length. rises: steps since the last checkpoint that raised the objective.
+        value: the objective last seen, to count rises by; a return to the best leaves it, as in the released code.
+        step: its length. rises: steps since the last checkpoint that raised the objective.
         mark: `highest` at the last checkpoint. halved: whether the step was halved there.
         share, spread: l1: share of the pixels that a step moves; pixels that the best iterate had moved by then.
     """
@@ -258,7 +264,6 @@ def _go_back(state: _State, where: Tensor) -> None:
     wide = where.view(-1, 1, 1, 1)
     state.images = torch.where(wide, state.best, state.images)
     state.gradient = torch.where(wide, state.slope, state.gradient)
-    state.value = torch.where(where, state.highest, state.value)
 
 
 def _checkpoints(steps: int, norm: str) -> Iterator[int]:

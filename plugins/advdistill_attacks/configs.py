@@ -117,7 +117,7 @@ class CrossPrompt(Config):
     """The attack."""
     prompts: Literal["hand-written", "teacher", "ensemble"] = "hand-written"
     """Class features of hand-written templates, averaged; the teacher's own; or several templates, each a classifier of
-    its own whose losses are averaged."""
+    its own whose losses are averaged (a loss of the inner attack's own is that of their mean logits)."""
     teacher: str = "clean"
     """Whose prompts, for `teacher`."""
     templates: list[str] = Field(default_factory=list)
@@ -190,7 +190,7 @@ class Square(Config):
     """Random search with squares."""
 
     queries: int = Field(5000, ge=1)
-    """Images that the model is asked about, per sample."""
+    """Images that the model is asked about, per sample; the stripes (bumps) that it starts from are the first."""
     p_init: float = Field(0.8, gt=0, le=1)
     """Share of the image that the first squares cover."""
     rescale: bool = False
@@ -278,7 +278,8 @@ class APGD(Climbing):
     restarts: int = Field(0, ge=0)
     """Independent starts; 0: one, and five in l1, as the standard ensemble has it."""
     wide: bool = True
-    """l1: three tenths of the steps in a ball of 3 eps, three tenths in 2 eps, the rest in eps (arXiv 2103.01208)."""
+    """l1: three tenths of the steps in a ball of 3 eps, three tenths in 2 eps, the rest in eps (arXiv 2103.01208);
+    in linf and l2 it changes nothing."""
 
 
 class APGDTargeted(Config):

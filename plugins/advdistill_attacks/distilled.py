@@ -13,14 +13,36 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from advdistill import Problem, UsageError, cross_entropy, kl
+from advdistill import Attack, Noise, Problem, Threat, UsageError, cross_entropy, kl
 from advdistill_attacks.configs import Climbing
 from advdistill_attacks.losses import stated
-from advdistill_attacks.wrappers import Wrapper
+from advdistill_attacks.wrappers import Adapter, Wrapper
 
 
 class Guided(Wrapper):
-    """An attack that climbs another objective, by whichever attack climbs any."""
+    """An attack that climbs another objective, by whichever attack climbs any.
+
+    The objective is made from the problem that the climbing attack gets: `feature` of `eot` of `apgd` is run as `eot`
+    of `feature` of `apgd`, or the objective would not know of the other gradients.
+    """
+
+    def study(self, problem: Problem, threat: Threat, noise: Noise) -> None:
+        outside = self._turned()
+        (outside.study if outside else super().study)(problem, threat, noise)
+
+    def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+        outside = self._turned()
+        return (outside.run if outside else super().run)(problem, threat, noise)
+
+    def _turned(self) -> Attack | None:
+        """The adapter inside, put outside; None where there is none."""
+        (adapter,) = self.inner
+        if not isinstance(adapter, Adapter):
+            return None
+        guided = type(self)(self.config, adapter.inner)
+        turned = type(adapter)(adapter.config, [guided])
+        guided.name, turned.name = self.name, adapter.name
+        return turned
 
     @abstractmethod
     def objective(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
@@ -45,7 +67,8 @@ class Guided(Wrapper):
 class TeacherGuided(Guided):
     """Pushes the student away from its teacher: climbs the divergence that distillation brings down.
 
-    Labels play no part. Weights and prompts of both are known.
+    Labels play no part in what is climbed; as with every attack, an evaluation keeps the first image on the way that
+    the student gets wrong. Weights and prompts of both are known.
     """
 
     def objective(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
@@ -67,7 +90,7 @@ class Feature(Guided):
     """Drives the model's own image features away from the clean image's, with neither labels nor class features."""
 
     def objective(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
-        if not getattr(self.inner[0].config, "random_start", True):
+        if any(not getattr(attack.config, "random_start", True) for attack in _within(self)):
             raise UsageError(
                 f"{self.name}: the distance is flat at the clean image, and the attack inside starts there",
                 "set its random_start: true",
@@ -78,7 +101,8 @@ class Feature(Guided):
 class CrossPrompt(Wrapper):
     """The image tower is known, the prompts are not: the attacker classifies with class features of his own.
 
-    What misleads his classifier counts as nothing found; only the image that he ends with is judged.
+    What misleads his classifier counts as nothing found; only the image that he ends with is judged. Of an ensemble of
+    templates the mean of the losses is climbed; an attack with a loss of its own climbs that of the mean logits.
     """
 
     @contextlib.contextmanager
@@ -102,6 +126,13 @@ class CrossPrompt(Wrapper):
             return cross_entropy(each.predict(images, rows), labels).view(-1, count).mean(1)
 
         yield elsewhere.restated(loss, logits=lambda images, rows: said(images).mean(1))
+
+
+def _within(attack: Attack) -> Iterator[Attack]:
+    """All attacks inside, at any depth."""
+    for inner in attack.inner:
+        yield inner
+        yield from _within(inner)
 
 
 class CleanBackbone(Wrapper):

@@ -28,6 +28,11 @@ class Ensemble(Attack):
         """As many as the attack that wants most."""
         return max(attack.studies for attack in self.inner)
 
+    @property
+    def fewest_classes(self) -> int:  # type: ignore[override]
+        """As many as the attack that needs most."""
+        return max(attack.fewest_classes for attack in self.inner)
+
     def study(self, problem: Problem, threat: Threat, noise: Noise) -> None:
         for attack in self.inner:
             if attack.studies:

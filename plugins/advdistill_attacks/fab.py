@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advdistill import Attack, Noise, Problem, Threat, right
+from advdistill_attacks.losses import cw
 
 NEWTON = 64
 """More steps than the projection ever took (it stops at the exact answer, after four or five as a rule)."""
@@ -146,8 +147,7 @@ class FABT(Attack):
         def lead(images: Tensor) -> Tensor:
             with torch.no_grad():
                 logits = problem.predict(images, rows)
-            label = problem.labels[rows].unsqueeze(1)
-            return (logits.scatter(1, label, -torch.inf).amax(1, keepdim=True) - logits.gather(1, label)).squeeze(1)
+            return cw(logits, problem.labels[rows])
 
         below, above = lead(near), lead(far)
         for _ in range(self.config.final_search):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advdistill import Attack, Noise, Problem, Threat
+from advdistill_attacks.losses import cw
 from advdistill_attacks.pgd import direction
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -47,7 +48,7 @@ class FMN(Attack):
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
         config, clean, rows = self.config, problem.images, problem.rows
         first = config.step or (10.0 if threat.norm == "linf" else 1.0)
-        own = problem.restated(lambda images, rows: _margin(problem.predict(images, rows), problem.labels[rows]))
+        own = problem.restated(lambda images, rows: cw(problem.predict(images, rows), problem.labels[rows]))
         largest = threat.size(torch.maximum(clean, 1 - clean))
         nearest, radius = largest.clone(), torch.full_like(largest, torch.inf)
         found = torch.zeros_like(rows, dtype=torch.bool)
@@ -71,8 +72,3 @@ class FMN(Attack):
             delta = (clean + delta).clamp(0, 1) - clean
         images = clean + torch.where(found.view(-1, 1, 1, 1), best, delta)
         return threat.project(images, clean)
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    label = labels.unsqueeze(1)
-    return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label).squeeze(1)

@@ -17,6 +17,9 @@ from advdistill import Problem, UsageError, kl
 if TYPE_CHECKING:
     from advdistill_attacks.configs import Climbing
 
+FEWEST, FEWEST_TARGETED = {"dlr": 3}, {"dlr": 4}
+"""Loss -> the classes that it needs, where two are not enough."""
+
 
 def _of(values: Tensor, classes: Tensor) -> Tensor:
     return values.gather(1, classes.unsqueeze(1)).squeeze(1)
@@ -61,7 +64,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         UsageError: fewer than three classes.
     """
-    _demand(logits, 3, "dlr", "with two classes use loss: cw or loss: ce")
+    _demand(logits, FEWEST["dlr"], "dlr", "with two classes use loss: cw or loss: ce")
     top = logits.topk(3, dim=1).values
     return cw(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
@@ -89,7 +92,7 @@ def dlr_to(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         UsageError: fewer than four classes.
     """
     hint = "use loss: cw or loss: ce, or autoattack with version: custom and attacks: [{use: apgd}, {use: square}]"
-    _demand(logits, 4, "targeted dlr", hint)
+    _demand(logits, FEWEST_TARGETED["dlr"], "targeted dlr", hint)
     top = logits.topk(4, dim=1).values
     spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
     return (_of(logits, targets) - _of(logits, labels)) / (spread + 1e-12)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advdistill import Attack, Noise, Problem, Threat
-from advdistill_attacks.losses import stated
+from advdistill_attacks.losses import FEWEST, stated
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
@@ -45,7 +45,16 @@ def climb(problem: Problem, threat: Threat, start: Tensor, steps: int, step: flo
     return images
 
 
-class PGD(Attack):
+class Climber(Attack):
+    """An attack whose settings name the loss that it climbs."""
+
+    @property
+    def fewest_classes(self) -> int:  # type: ignore[override]
+        """What the loss needs."""
+        return FEWEST.get(self.config.loss, 2)
+
+
+class PGD(Climber):
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), the last iterate of the best restart.
 
     Momentum follows the released code of MMT-ARD (and RobustVLM): it accumulates unit directions, not gradients.
@@ -71,7 +80,7 @@ class PGD(Attack):
         return best
 
 
-class FGSM(Attack):
+class FGSM(Climber):
     """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572)."""
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from advdistill import Attack, Noise, Problem, Threat
+from advdistill_attacks.losses import cw
 
 SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the share of changed pixels halves, of 10,000."""
@@ -78,8 +79,7 @@ class Square(Attack):
                 images = search.propose(best[rows], rows, area, draws[rows, place])
             with torch.no_grad():
                 logits = problem.predict(images, rows)
-            label = problem.labels[rows].unsqueeze(1)
-            margin = (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+            margin = -cw(logits, problem.labels[rows])
             better = margin < lowest[rows]
             best[rows[better]], lowest[rows[better]] = images[better], margin[better].to(lowest.dtype)
         return best

@@ -80,11 +80,12 @@ class Transfer(Attack):
         own = problem
         if config.probability:
             looks = itertools.count(1)  # several a step where gradients are means over draws
+            one = problem.restated(draws=1)  # the mean is taken over the sizes and places as well
 
             def seen_smaller(images: Tensor, rows: Tensor) -> Tensor:
                 # A start takes the draw 0, in l2 up to 2.
                 draws = noise.uniform((4,), next(looks) + 2, rows)
-                return problem.objective(diversify(images, draws, config.probability, config.resize_rate), rows)
+                return one.objective(diversify(images, draws, config.probability, config.resize_rate), rows)
 
             own = problem.restated(seen_smaller)
         images = random_start(problem, threat, noise) if config.random_start else problem.images.clone()

@@ -13,7 +13,8 @@ from advdistill_attacks.pgd import direction
 
 class Universal(Attack):
     """One perturbation that is learned on training images and added to every other (Moosavi-Dezfooli et al. 2017, arXiv
-    1610.08401), by ascent on the mean objective of mini-batches (Shafahi et al. 2020, arXiv 1811.11304, algorithm 2).
+    1610.08401), by ascent on the mean objective of mini-batches (Shafahi et al. 2020, arXiv 1811.11304, algorithm 2,
+    without their cap on each sample's loss).
 
     On other images it costs no pass through the model.
     """

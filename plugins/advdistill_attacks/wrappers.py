@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from advdistill import Attack, Noise, Problem, Threat
+from advdistill import Attack, Noise, Problem, Threat, UsageError
 from advdistill_attacks.ensemble import titled
 
 
@@ -25,6 +25,11 @@ class Wrapper(Attack):
     def studies(self) -> int:  # type: ignore[override]
         """As many as the wrapped attack."""
         return self.inner[0].studies
+
+    @property
+    def fewest_classes(self) -> int:  # type: ignore[override]
+        """As many as the wrapped attack."""
+        return self.inner[0].fewest_classes
 
     def study(self, problem: Problem, threat: Threat, noise: Noise) -> None:
         with self.adapted(problem) as other:
@@ -46,7 +51,11 @@ class Wrapper(Attack):
             return self.inner[0].run(other, threat, noise)
 
 
-class EOT(Wrapper):
+class Adapter(Wrapper):
+    """Changes how the attacked model's gradients come about; what is climbed stays."""
+
+
+class EOT(Adapter):
     """Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397): mean gradients of a random model."""
 
     @contextlib.contextmanager
@@ -54,11 +63,11 @@ class EOT(Wrapper):
         yield problem.restated(draws=self.config.draws)
 
 
-class BPDA(Wrapper):
+class BPDA(Adapter):
     """Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
 
-    The other model stands in wherever the attack asks for the problem's logits, so that any `loss` goes through it; an
-    objective that a strategy brings does not ask the problem.
+    The other model stands in wherever the attack asks for the problem's logits, so that any loss of them goes through
+    it. What is climbed without them (features; an objective that a strategy brings) is refused.
     """
 
     @contextlib.contextmanager
@@ -67,9 +76,11 @@ class BPDA(Wrapper):
             with problem.seen("self").exposed("bpda"):
                 yield problem
             return
-        other = problem.seen(self.config.through)
+        other, asked, before = problem.seen(self.config.through), [], problem.tally.backwards.sum()
 
         def logits(images: Tensor, rows: Tensor) -> Tensor:
+            if images.requires_grad:
+                asked.append(len(rows))
             with torch.no_grad():
                 # Counts the pass through the attacked model; whoever asks for these logits counts the other's.
                 said = problem.predict(images, rows)
@@ -77,9 +88,15 @@ class BPDA(Wrapper):
             return said + (smooth - smooth.detach())
 
         yield problem.restated(logits=logits)
+        if not asked and problem.tally.backwards.sum() > before:
+            raise UsageError(
+                f"{self.name}: what the attack inside climbs does not come from the model's logits, so that the "
+                f"gradients of {self.config.through!r} are never used",
+                "climb a loss of logits, or take through: own",
+            )
 
 
-class Unrolled(Wrapper):
+class Unrolled(Adapter):
     """Gradients through the optimisation that the model runs on its input."""
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ Pinned here:
 - a sample's result does not depend on its batch mates, and more restarts never lead lower;
 - it climbs at least as high as pgd with as many passes, on a model that was trained to withstand;
 - targets are the largest other logits, or by malt the nearest boundaries, however few classes there are; towards the
-  target is up; too few classes for dlr are an error that says what to do;
+  target is up; too few classes for dlr are an error that says what to do, and are known beforehand;
 - radius 0, rows broken before the start and all rows closing on the way do no harm.
 """
 
@@ -131,7 +131,7 @@ def plain(loss, clean, start, norm, eps, steps, dense=True):
         halve = rises <= 0.75 * (k - previous_check) or (not halved and marked == best_value)
         if halve:
             step /= 2
-            x, g, history[-1] = best, best_g, best_value
+            x, g = best, best_g  # what rises is counted by stays the last value, as in the released code
         halved, marked, previous_check = halve, best_value, k
     return best, best_value
 
@@ -470,6 +470,25 @@ def test_few_classes():
         found = APGDTargeted(configs.APGDTargeted(loss=loss, steps=10)).run(problem, threat, noise())
         assert (cross_entropy(net(2)(found), problem.labels) > before).all()
     assert set(scene(net(2), threat).labels.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("attack", "classes"),
+    [
+        (APGD(configs.APGD()), 2),
+        (APGD(configs.APGD(loss="dlr")), 3),
+        (PGD(configs.PGD(loss="dlr")), 3),
+        (APGDTargeted(configs.APGDTargeted()), 4),
+        (APGDTargeted(configs.APGDTargeted(loss="cw")), 2),
+    ],
+)
+def test_what_a_loss_needs_is_known_beforehand(attack, classes):
+    assert attack.fewest_classes == classes
+    threat = ball("linf")
+    attack.run(scene(net(classes), threat, count=1), threat, noise(1))
+    if classes > 2:
+        with pytest.raises(UsageError, match=f"needs {classes} classes"):
+            attack.run(scene(net(classes - 1), threat, count=1), threat, noise(1))
 
 
 def test_toy_model_breaks():

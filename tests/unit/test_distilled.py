@@ -4,15 +4,17 @@ Pinned here:
 - teacher-guided climbs the divergence its settings name, in either order, from a teacher that sees either image;
 - feature needs no labels; it refuses an inner attack that starts where its distance is flat;
 - both refuse an inner attack that climbs a loss of its own, which would be another attack under their name;
+- what they climb goes through the gradients that an inner bpda stands in for;
 - cross-prompt classifies with the base's text tower, an ensemble's loss is the mean over its templates at one pass
   through the image tower, and what misleads the guess closes no row;
 - clean-backbone is the inner attack on the undefended model, and asks the attacked one nothing;
 - all four: a sample's image does not depend on its batch mates, and an ensemble inside is taken stage by stage;
 - universal adds one perturbation to every image, inside the ball in linf and l2, learned on other images than those it
-  is added to; it refuses to run before it has seen any, and on images of another size.
+  is added to; it refuses to run before it has seen any, and on images of another size; nobody can train on it.
 """
 
 import pytest
+import run_parts
 import torch
 from advdistill_attacks.configs import CrossPrompt, Universal
 from advdistill_attacks.universal import Universal as UniversalAttack
@@ -21,6 +23,7 @@ from pydantic import ValidationError
 from advdistill import Noise, Problem, Seen, Threat, UsageError, cross_entropy, kl
 from advdistill.engine.build import component
 from advdistill.engine.step import Participant
+from advdistill.errors import UserError
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
@@ -117,6 +120,45 @@ def test_feature_refuses_to_start_where_it_is_flat(scene):
     attack = built("feature", attack={"use": "pgd", "random_start": False})
     with pytest.raises(UsageError, match="flat at the clean image"):
         attack.run(scene.problem(), LINF, noise(range(8)))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"use": "eot", "attack": {"use": "pgd", "random_start": False}},
+        {"use": "eot", "attack": {"use": "eot", "attack": {"use": "fgsm"}}},
+        {"use": "autoattack", "version": "custom", "attacks": [{"use": "pgd"}, {"use": "fgsm"}]},
+    ],
+)
+def test_feature_looks_for_such_a_start_at_any_depth(scene, inner):
+    with pytest.raises(UsageError, match="flat at the clean image"):
+        built("feature", attack=inner).run(scene.problem(), LINF, noise(range(8)))
+
+
+def test_what_is_climbed_goes_through_a_stand_in_inside(scene):
+    """A student whose own gradients are zero."""
+
+    def coarse(images, rows):
+        return scene.models["self"].logits((images * 64).round() / 64)
+
+    def moved(**settings):
+        problem = Problem(scene.images, scene.labels, None, coarse, LINF, seen=scene.seen, lenient=True)
+        found = built("teacher-guided", **settings).run(problem, LINF, noise(range(8)))
+        with torch.no_grad():
+            return found, kl(scene.says("clean", scene.images), coarse(found, None)).mean()
+
+    bpda = {"use": "bpda", "through": "base", "attack": INNER}
+    (_, blind), (found, seeing) = moved(), moved(attack=bpda)
+    assert seeing > 2 * blind
+    outside = component(
+        REGISTRY,
+        resolve_blocks({"attack": {**bpda, "attack": {"use": "teacher-guided", "attack": INNER}}}, REGISTRY)["attack",],
+    )
+    problem = Problem(scene.images, scene.labels, None, coarse, LINF, seen=scene.seen, lenient=True)
+    assert torch.equal(found, outside.run(problem, LINF, noise(range(8))))
+    (stage,) = built("teacher-guided", attack=bpda).stages()
+    assert stage.name == "teacher-guided-bpda-pgd"
+    assert torch.equal(found, stage.run(problem, LINF, noise(range(8))))
 
 
 @pytest.mark.parametrize("use", ["teacher-guided", "feature"])
@@ -233,3 +275,11 @@ def test_universal_must_have_seen_images(scene):
     scene.images = scene.images[..., :8]
     with pytest.raises(UsageError, match="cannot be added to images"):
         attack.run(scene.problem(), LINF, noise(range(8)))
+
+
+@pytest.mark.parametrize("attack", [{"use": "universal"}, {"use": "eot", "attack": {"use": "universal"}}])
+def test_universal_is_nothing_to_train_on(tmp_path, attack):
+    measured = {"evaluate": {"protocols": [{"name": "strong", "attack": attack}]}}
+    run_parts.recipe(tmp_path, **measured)
+    with pytest.raises(UserError, match="nothing to train on"):
+        run_parts.recipe(tmp_path, attack=attack)

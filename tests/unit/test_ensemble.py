@@ -7,7 +7,7 @@ Pinned here:
 - the stages are the inner attacks, told apart by their losses, also through wrappers and ensembles inside;
 - in one batch each attack sees what the ones before it left over, and in training each row keeps its best image;
 - one after the other the stages break what the whole does;
-- too few classes: an error that names a list that works, and that list works.
+- too few classes: an error that names a list that works, and that list works; it comes before the first attack.
 """
 
 import pytest
@@ -15,10 +15,14 @@ import torch
 from advdistill_attacks import configs
 from pydantic import ValidationError
 
-from advdistill import Attack, Noise, Problem, Threat, UsageError, cross_entropy
+from advdistill import Attack, ClassSet, Noise, Problem, Threat, UsageError, cross_entropy
 from advdistill.engine.build import component
+from advdistill.engine.evaluate import Bench
+from advdistill.engine.protocol import Protocol
+from advdistill.engine.step import Participant
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks
+from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 
 THREAT = Threat("linf", 0.008)
 SHAPE = (3, 6, 6)
@@ -77,6 +81,21 @@ def test_stages_bear_names():
     assert names(use="autoattack", version="custom", attacks=[{"use": "fgsm"}, inside]) == ["fgsm", "apgd-cw", "pgd"]
     ensemble = attack(use="autoattack")
     assert [s.name for s in ensemble.stages()] == [s.name for s in ensemble.stages()]
+
+
+def test_too_few_classes_are_noticed_before_the_first_stage():
+    """Also where it would leave nothing for the second one: here all is wrong before it begins."""
+
+    class Two(ToyDataset):
+        classes = ClassSet(ToyDataset.classes.names[:2], ToyDataset.classes.templates)
+
+    split = Two(None).split("test")
+    bench = Bench(Participant(ToyModel(ToyConfig()), Two.classes), lambda name: split, seed=0)
+    with torch.no_grad():
+        split.labels = bench.participant.logits(split.images).argmin(1)
+    protocol = Protocol("both", attack=attack(use="apgd-ce-apgd-t"), threat=THREAT)
+    with pytest.raises(UsageError, match="needs 4 classes, and there are 2"):
+        bench.measure(protocol, split, torch.arange(4), "key")
 
 
 @pytest.mark.parametrize("use", ["autoattack", "apgd-ce-apgd-t"])
@@ -191,8 +210,13 @@ def test_few_classes():
         with pytest.raises(UsageError, match=f"needs 4 classes, and there are {classes}") as error:
             attack(use="autoattack")(scene(net(classes)), Threat("linf", 1e-5), noise())
         assert "version: custom and attacks: [{use: apgd}, {use: square}]" in error.value.hint
+    assert attack(use="autoattack").fewest_classes == attack(use="apgd-ce-apgd-t").fewest_classes == 4
+    assert attack(use="autoattack", version="rand").fewest_classes == 3
+    assert attack(use="cross-prompt", attack={"use": "eot", "attack": {"use": "apgd-t"}}).fewest_classes == 4
     model = net(2)
     problem = scene(model)
     offered = [{"use": "apgd", "steps": 10}, {"use": "square", "queries": 20}]
-    found = attack(use="autoattack", version="custom", attacks=offered)(problem, THREAT, noise())
+    listed = attack(use="autoattack", version="custom", attacks=offered)
+    assert listed.fewest_classes == 2
+    found = listed(problem, THREAT, noise())
     assert (cross_entropy(model(found), problem.labels) > cross_entropy(model(problem.images), problem.labels)).all()

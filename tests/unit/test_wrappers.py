@@ -1,9 +1,10 @@
 """eot, bpda and unrolled.
 
 Pinned here:
-- eot averages each gradient over its draws, counts them all, and breaks what one draw at a time does not;
+- eot averages each gradient and each value over its draws, counts them all, and breaks what one draw at a time does
+  not;
 - bpda leaves the attacked model's answers as they are and takes the other model's slopes; a quantised model that plain
-  pgd cannot move breaks; both passes are counted;
+  pgd cannot move breaks; both passes are counted; what does not climb those answers is refused;
 - `through: own` and `unrolled` have the model expose itself while the attack runs, and only then; a model that has
   nothing to expose is an error;
 - they wrap any attack, wrappers included; an ensemble's stages are wrapped one by one; what is studied is handed on;
@@ -82,6 +83,25 @@ def test_eot_sees_through_noise(toy):
     assert climb(1).mean() < 0.4 * THREAT.eps < 0.8 * THREAT.eps < climb(60).mean()
 
 
+def test_eot_judges_by_the_mean(toy):
+    """apgd compares its last iterate with the others by as many draws as these were given."""
+    images, labels, _ = toy
+    looks = []
+
+    def logits(x, rows):
+        if not x.requires_grad:
+            looks.append(len(rows))
+        return torch.stack([0 * x.flatten(1).mean(1), x.flatten(1).mean(1)], 1)
+
+    task = Problem(images, 0 * labels, None, logits, THREAT)
+    attack(use="eot", draws=6, attack={"use": "apgd", "steps": 3}).run(task, THREAT, noise())
+    assert looks == [8] * 6
+    # A method that looks at resized images draws no more than it says.
+    task = Problem(images, 0 * labels, None, logits, THREAT)
+    attack(use="eot", draws=6, attack={"use": "di-fgsm", "steps": 3}).run(task, THREAT, noise())
+    assert set(task.tally.forwards.tolist()) == {6 * 3}
+
+
 # --- bpda --------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +178,18 @@ def test_the_model_is_open_while_it_is_attacked(toy, settings, open_):
     (stage,) = built.stages()
     stage.run(task, THREAT, noise())
     assert {frozenset(each) for each in model.seen} <= {frozenset(open_)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use": "bpda", "through": "base", "attack": {"use": "pgd", "loss": "feature"}},
+        {"use": "feature", "attack": {"use": "bpda", "through": "base", "attack": {"use": "pgd"}}},
+    ],
+)
+def test_a_stand_in_that_nobody_asks_is_refused(toy, settings):
+    with pytest.raises(UsageError, match="gradients of 'base' are never used"):
+        attack(**settings)(problem(toy), THREAT, noise())
 
 
 @pytest.mark.parametrize("use", ["bpda", "unrolled"])
