@@ -38,6 +38,10 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw clean against robust accuracy (.png, .pdf, .svg).")
     ] = None,
+    shots: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw accuracy over training images per class, a line a recipe."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare evaluations of the same samples under the same protocols, the first with all others.
@@ -48,24 +52,35 @@ def compare(
     Examples:
     advdistill compare results/apd results/tecoa
     advdistill compare apd_s1,apd_s2,apd_s3 tecoa_s1,tecoa_s2,tecoa_s3 --plot front.png
+    advdistill compare apd_1shot apd_4shots apd_16shots --column clean --column PGD-20 --shots shots.png
     advdistill compare APD=apd_s1,apd_s2 TeCoA=tecoa_s1,tecoa_s2 TRADES=trades_s1,trades_s2 --all-pairs --json
     """
     if not evaluations:
         raise UsageError("what shall be compared?", "give two or more folders that `advdistill evaluate` wrote")
     from advdistill.engine import compare as engine
 
+    if pictures := [path for path in (plot, shots) if path is not None]:
+        from advdistill.engine.pictures import front_figure, save, shots_figure, writable
+
+        for path in pictures:
+            writable(path)
+    methods = engine.read_methods(evaluations)
     found = engine.compare(
-        engine.read_methods(evaluations),
+        methods,
         columns=column or (),
         all_pairs=all_pairs,
         per_class=per_class,
         despite=[field.strip() for field in despite.split(",") if field.strip()],
     )
-    if plot is not None:
-        from advdistill.engine.pictures import front_figure, save
-
-        save(front_figure(found.front, found.axes), plot)
+    # First what was computed: a picture may fail.
     print_json(found.to_json()) if json else _print(found)
+    if plot is not None:
+        save(front_figure(found.front, found.axes), plot)
+    if shots is not None:
+        runs = [each for method in methods for each in method.evaluations]
+        compared = dict.fromkeys(row.heading for row in found.rows)
+        headings = [column.heading for column in runs[0].columns if column.heading in compared]
+        save(shots_figure(runs, headings), shots)
 
 
 def _print(found: Comparison) -> None:

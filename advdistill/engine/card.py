@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 EDGE = 1e-3
 """A perturbation this close to the radius, relative to it, lies on the ball's boundary."""
 
+RAISED = {
+    "steps not converged": "steps: more samples broken, or others",
+    "more steps help the defender": "steps: fewer samples broken",
+    "restarts not converged": "restarts: more samples broken",
+    "a larger radius helps the defender": "radius: samples that withstand only then",
+}
+"""Doubts about convergence -> what was raised, by a probe twofold, and what is counted."""
+
 Ball = tuple[str, str, float]
 """A scope, a norm, a radius: attacks in one ball can be asked for their worst case together."""
 
@@ -383,12 +391,14 @@ def _about(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _known(each: Mapping[str, Any]) -> list[str]:
-    sizes = [
-        f"{share} at {distance(each['norm'], size)}" if size is not None else f"{share} at no size seen"
-        for share, size in each["quantiles"].items()
-    ]
+    if not each["quantiles"]:
+        return []
     where = f" of {each['scope']}" if each["scope"] else ""
-    return ["", f"Known to break, of the samples{where} that are right: {', '.join(sizes)}."] if sizes else []
+    sizes = {share: size for share, size in each["quantiles"].items() if size is not None}
+    said = [f"{share} within {distance(each['norm'], size)}" for share, size in sizes.items()]
+    if beyond := next((share for share in each["quantiles"] if share not in sizes), ""):
+        said.append(f"less than {beyond} at any size that was tried")
+    return ["", f"Of the samples{where} that are right, known to break: {', '.join(said)}."]
 
 
 def _tried(column: Mapping[str, Any]) -> list[str]:
@@ -431,12 +441,28 @@ def _doubts(indicators: Sequence[Mapping[str, Any]]) -> list[str]:
             where = f" ({each['column']})" if each["column"] else ""
             seen = f"{_brief(each['value'])}, threshold {_brief(each['threshold'])}"
             lines.append(f"- **{each['name']}**{where}: {seen}. {each['advice']}")
+    reasons: dict[str, list[str]] = {}
     for each in indicators:
         if each["verdict"] == "unknown":
             where = f" ({each['column']})" if each["column"] else ""
-            lines.append(f"- {each['name']}{where} could not be told: {each['advice']}")
-    if fine := dict.fromkeys(each["name"] for each in indicators if each["verdict"] == "ok"):
-        lines.append(f"- Nothing to see: {', '.join(fine)}.")
+            reasons.setdefault(each["advice"], []).append(each["name"] + where)
+    lines += [f"- {', '.join(names)} could not be told: {why}" for why, names in reasons.items()]
+    rows = [
+        [
+            RAISED[each["name"]],
+            each["column"] or "–",
+            percent(each["value"]),
+            percent(each["threshold"]),
+            each["verdict"],
+        ]
+        for each in indicators
+        if each["name"] in RAISED and each["value"] is not None
+    ]
+    fine = dict.fromkeys(each["name"] for each in indicators if each["verdict"] == "ok")
+    if unlisted := [name for name in fine if name not in RAISED]:
+        lines.append(f"- Nothing to see: {', '.join(unlisted)}.")
+    if rows:
+        lines += ["", *_table(["doubled, or raised", "seen in", "share", "threshold", "verdict"], rows)]
     return lines
 
 
@@ -464,8 +490,10 @@ def _prompts(statement: Mapping[str, Any]) -> str:
 
 
 def _crafted(statement: Mapping[str, Any]) -> str:
-    """The prompts that the images were made with."""
+    """The prompts that the images were made with, word by word where the statement has them."""
     who, attack, source = statement["attacker"], statement["attack"], statement["source"]["model"]
+    if source == "base":  # the undefended twin has no prompts of its own: it is asked in the model's sentences
+        return f"the undefended model's sentences: {_prompts(statement)}"
     if source != "self":
         return f"the prompts of {source}"
     if who["asks"] != "gradients":

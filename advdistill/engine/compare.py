@@ -21,8 +21,8 @@ from advdistill.errors import DataError, UsageError, did_you_mean
 DRAWS = 10_000
 LEVEL = 0.05
 POWER = 0.8
-FOREIGN = "source.fingerprint"
-"""What differs where each model's images are made on a relative of its own."""
+FOREIGN = ("source.fingerprint", "source.also")
+"""What differs, as beginnings of paths, where each model's images are made on a relative of its own."""
 Z_LEVEL, Z_POWER = float(stats.norm.ppf(1 - LEVEL / 2)), float(stats.norm.ppf(POWER))
 
 Bits = np.ndarray
@@ -69,10 +69,10 @@ class Row:
     Attributes:
         heading: the column, a worst case, or either in one class. samples: how many.
         accuracy: of each, mean over seeds.
-        difference, low, high: with its 95 % interval.
+        difference, low, high: with its 95 % interval, cut at ±1.
         p: of no difference: McNemar's where there is one seed, else the bootstrap's. adjusted: Holm's, over all rows.
         tests: one a pair of seeds; none where the methods have different numbers of seeds.
-        detectable: the difference that would have been seen with 80 % power.
+        detectable: the difference that would have been seen with 80 % power; 1: none would.
     """
 
     first: str
@@ -101,6 +101,8 @@ class Row:
         if self.seen:
             return f"{better} is better than {worse} by {points}"
         unseen = f"one of less than {100 * self.detectable:.1f} points could not have been"
+        if self.detectable >= 1:
+            unseen = f"none could have been: too few {'samples' if self.samples < 6 else 'seeds'}"
         if self.p <= LEVEL:
             return f"{better} seems better by {points}, but not after Holm over the table; {unseen} seen"
         return f"no difference seen; {unseen}"
@@ -274,16 +276,17 @@ def compare(
         columns: headings to keep; none: all.
         all_pairs: each with each instead.
         per_class: every column once more in each class.
-        despite: fields of the protocols' statements that may differ, such as "templates".
+        despite: fields of the protocols' statements that may differ, such as "templates" or "attack.steps".
         draws, seed: of the bootstrap.
 
     Raises:
-        UsageError: fewer than two methods, a name or a model twice, or no such column.
+        UsageError: fewer than two methods, a name, a model or a seed twice, no such column, or no such field.
         DataError: protocols or samples differ.
     """
     if len(methods) < 2:
         raise UsageError("one evaluation alone cannot be compared", "name two or more: advdistill compare A B")
     _distinct(methods)
+    _known(methods, despite)
     matched = _match(methods)
     everything, notes = _tables(matched, columns, despite)
     if not everything:
@@ -327,6 +330,37 @@ def _distinct(methods: Sequence[Method]) -> None:
             raise UsageError(
                 f"{method.name}: the model {twice} stands for two seeds", "give each run once: it is one observation"
             )
+        seeds = [seed for seed in method.seeds if seed is not None]
+        if many := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise UsageError(_repeated(method, many[0]), "a comma joins runs of one recipe with seeds of their own")
+
+
+def _repeated(method: Method, seed: Any) -> str:
+    """What to say of a seed that several runs of a method have."""
+    runs = [each.facts["recipe"].get("name") for each in method.evaluations]
+    of = [name for name, own in zip(runs, method.seeds, strict=True) if own == seed]
+    said = f" (of {', '.join(map(str, of))})" if len(set(of)) > 1 else ""
+    return f"{method.name}: {len(of)} runs have seed {seed}{said}: they are not seeds of one method"
+
+
+def _known(methods: Sequence[Method], despite: Collection[str]) -> None:
+    """Raises UsageError for what is no field of a statement."""
+    statements = [column.statement for method in methods for each in method.evaluations for column in each.columns]
+    known = sorted({path for statement in statements for path in _paths(statement)} - {"name", "key"})
+    for field in despite:
+        if field not in known:
+            top = [path for path in known if "." not in path]
+            close = did_you_mean(field, known) or did_you_mean(field.split(".")[0], top)
+            raise UsageError(f"protocols have no field {field!r}{close}", f"there are: {', '.join(top)}")
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    """The dotted paths of all fields in nested mappings."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            name = f"{path}.{key}" if path else key
+            yield name
+            yield from _paths(inner, name)
 
 
 def _match(methods: Sequence[Method]) -> list[Method]:
@@ -345,7 +379,22 @@ def _match(methods: Sequence[Method]) -> list[Method]:
 
 
 def _seeds(methods: Sequence[Method]) -> list[str]:
-    """What the intervals hold of the variance between seeds, in words."""
+    """What the intervals hold of the variance between seeds, in words, and what weakens them."""
+    notes = _variance(methods)
+    if two := [method.name for method in methods if len(method.evaluations) == 2]:
+        # Quantiles of Student's t with one and two degrees of freedom: 12.7 and 4.3.
+        notes.append(
+            f"two seeds ({', '.join(two)}) are too few for an interval that says much: it is 12.7 standard errors "
+            "wide to either side, with three 4.3"
+        )
+    for method in methods:
+        recipes = dict.fromkeys(str(each.facts.get("recipe", {}).get("name")) for each in method.evaluations)
+        if len(recipes) > 1:
+            notes.append(f"{method.name} takes runs of different recipes for seeds of one method: {', '.join(recipes)}")
+    return notes
+
+
+def _variance(methods: Sequence[Method]) -> list[str]:
     counts = {len(method.evaluations) for method in methods}
     if counts == {1}:
         return ["one run each: how much another seed would change is not in the intervals"]
@@ -378,11 +427,11 @@ def _tables(
     kept, problems = [], []
     for heading in shared:
         fields = sorted({field for each in every[1:] for field in _differing(every[0], each, heading)})
-        if fields == [FOREIGN] and "source" not in despite:
+        excused = [field for field in fields if any(f"{field}.".startswith(f"{each}.") for each in despite)]
+        open_ = [field for field in fields if field not in excused]
+        if open_ and all(field.startswith(FOREIGN) for field in open_):
             notes.append(f"{heading} is left out: its images were made on different models")
             continue
-        excused = [field for field in fields if field.split(".")[0] in despite]
-        open_ = [field for field in fields if field not in excused]
         if not open_:
             kept.append(heading)
             if excused:
@@ -452,7 +501,7 @@ def _different(
                 said.setdefault(at(each, heading, field), each.subject)
             values = " · ".join(f"{value} ({subject})" for value, subject in said.items())
             lines.append(f"  {heading}: {field}: {values}")
-    tops = {field.split(".")[0] for _, fields in problems for field in fields if field != FOREIGN}
+    tops = {field.split(".")[0] for _, fields in problems for field in fields if not field.startswith(FOREIGN)}
     hint = "evaluate them again under one suite" + (" and with the same --norm and --eps" if "threat" in tops else "")
     if own := sorted(tops - {"threat", "split", "key"}):
         hint += f"; where the difference belongs to the methods, say so: --despite {','.join(own)}"
@@ -505,7 +554,8 @@ def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[M
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
         could = max((high - low) / 2 * (1 + Z_POWER / Z_LEVEL), detectable(0.0, samples))
     accuracy = float(first.mean()), float(second.mean())
-    return Row(*pair, heading, samples, accuracy, accuracy[0] - accuracy[1], low, high, p, tests, min(could, 1.0))
+    ends = max(low, -1.0), min(high, 1.0)
+    return Row(*pair, heading, samples, accuracy, accuracy[0] - accuracy[1], *ends, p, tests, min(could, 1.0))
 
 
 def _label(number: int, first: Any, second: Any) -> str:

@@ -166,14 +166,21 @@ def front_figure(points: Sequence[Point], headings: Sequence[str]) -> Figure:
     return figure
 
 
+def writable(path: Path) -> None:
+    """Raises UsageError where a picture could not be written: no such format, or no such folder."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path}: pictures are written as {', '.join(SUFFIXES)}", "for example front.png")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}", "make it, or choose another file")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all; its format is the suffix's.
 
     Raises:
-        UsageError: no such format. RunError: the file cannot be written.
+        UsageError: see `writable`. RunError: the file cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: pictures are written as {', '.join(SUFFIXES)}", "for example front.png")
+    writable(path)
     import matplotlib
 
     data = io.BytesIO()

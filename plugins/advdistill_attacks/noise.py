@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advdistill import Attack, Noise, Problem, Threat, cross_entropy
+from advdistill import Attack, Noise, Problem, Threat
 
 
 def anywhere(threat: Threat, noise: Noise, shape: tuple[int, ...], draw: int) -> Tensor:
@@ -30,23 +30,21 @@ def corners(threat: Threat, noise: Noise, shape: tuple[int, ...], draw: int) -> 
 
 
 class RandomNoise(Attack):
-    """Random perturbations as large as the threat allows; each sample keeps the one of the highest cross-entropy.
+    """Random perturbations as large as the threat allows, drawn without a look at any answer.
 
-    An attack that uses gradients and breaks less than this is broken itself.
+    They are only submitted: an evaluation judges each of them and counts a sample as broken by any, which grants noise
+    the luckiest of its draws. What is returned, and in training all that counts, is the first draw, anywhere in the
+    ball. An attack that uses gradients and breaks less than this is broken itself.
     """
 
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
         shape = tuple(problem.images.shape[1:])
-        best, highest = problem.images.clone(), torch.full_like(problem.labels, -torch.inf, dtype=torch.float32)
-        for draw in range(self.config.draws):
+        drawn = problem.images.clone()
+        for draw in reversed(range(self.config.draws)):
             rows = problem.open()
-            if not len(rows):
-                break
             offset = (corners if draw % 2 else anywhere)(threat, noise.of(rows), shape, draw)
-            clean = problem.images[rows]
-            images = threat.project(clean + offset, clean)
-            with torch.no_grad():
-                values = cross_entropy(problem.predict(images, rows), problem.labels[rows]).float()
-            better = values > highest[rows]
-            best[rows[better]], highest[rows[better]] = images[better], values[better]
-        return best
+            drawn[rows] = threat.project(problem.images[rows] + offset, problem.images[rows])
+            if draw:  # the first one is returned, and judged then
+                with torch.no_grad():
+                    problem.predict(drawn[rows], rows)
+        return drawn

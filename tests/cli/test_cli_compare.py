@@ -2,7 +2,8 @@
 
 Guarantees:
 - a table for each pair, the front, and in words what was seen; notes on stderr; JSON with the same numbers;
-- `--column`, `--all-pairs`, `--per-class` choose rows; `--plot` draws; names and seeds are read from the words;
+- `--column`, `--all-pairs`, `--per-class` choose rows; `--plot` and `--shots` draw, and are refused before anything is
+  computed where they cannot be written; a picture that fails costs no table; names and seeds are read from the words;
 - evaluations of different protocols are a data error, 5, that says what differs; wrong words are usage, 2.
 """
 
@@ -31,16 +32,16 @@ def column(name: str, right: torch.Tensor, attacked: bool, steps: int) -> Column
     no, zero, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count), torch.zeros(count, dtype=torch.int32)
     found = Outcome(
         indices=torch.arange(count), labels=torch.arange(count) % 4, clean=no | True, right=right, claimed=right,
-        rounded=right, size=zero, rise=zero.double(), margin=zero, certain=no, nearest=zero, forwards=none,
-        backwards=none.clone(), blank=none.clone(), zeros=zero.clone(), stage=none.to(torch.int16),
+        recovered=no, rounded=right, size=zero, rise=zero.double(), margin=zero, certain=no, nearest=zero,
+        forwards=none, backwards=none.clone(), blank=none.clone(), zeros=zero.clone(), stage=none.to(torch.int16),
     )  # fmt: skip
     return Column(name, {**said, "key": key(said)}, found)
 
 
-def store(name: str, hits: int, steps: int = 20, seed: int = 0) -> None:
+def store(name: str, hits: int, steps: int = 20, seed: int = 0, **recipe: int) -> None:
     order = torch.arange(200)
     columns = (column("clean", order < 190, False, 0), column("pgd", order < hits, True, steps))
-    facts = {"model": {"fingerprint": name}, "recipe": {"name": name[:-1], "seed": seed}}
+    facts = {"model": {"fingerprint": name}, "recipe": {"name": name[:-1], "seed": seed, **recipe}}
     Path(name).mkdir()
     Evaluation(f"{name}.safetensors", facts, columns).save(Path(name) / FILE)
 
@@ -70,7 +71,9 @@ def test_seeds_are_joined_by_commas(cli: Cli, stored: None) -> None:
     said = cli("compare", "apd1,apd2", "TeCoA=tecoa1,tecoa2")
     assert said.code == 0 and said.out.startswith("apd − TeCoA: ")
     assert "McNemar by seed 1, seed 2 (Holm)" in said.out
-    assert said.err == "note: intervals are over samples and 2 seeds (seeds 1, 2)\n"
+    first, second = said.err.splitlines()
+    assert first == "note: intervals are over samples and 2 seeds (seeds 1, 2)"
+    assert second.startswith("note: two seeds (apd, TeCoA) are too few for an interval")
 
 
 def test_json_has_the_same_numbers(cli: Cli, stored: None) -> None:
@@ -100,7 +103,22 @@ def test_rows_can_be_chosen(cli: Cli, stored: None) -> None:
 def test_the_front_is_drawn(cli: Cli, stored: None) -> None:
     assert cli("compare", "apd1", "tecoa1", "--plot", "front.png").code == 0
     assert Path("front.png").read_bytes().startswith(b"\x89PNG")
-    assert cli("compare", "apd1", "tecoa1", "--plot", "front.jpeg").code == 2
+    for wrong in ("front.jpeg", "nowhere/front.png"):
+        said = cli("compare", "apd1", "tecoa1", "--plot", wrong)
+        assert (said.code, said.out) == (2, "")
+
+
+def test_shots_are_drawn(cli: Cli) -> None:
+    for name, shots, hits in (("few", 1, 80), ("many", 16, 120)):
+        store(f"{name}1", hits, shots=shots)
+    assert cli("compare", "few1", "many1", "--shots", "shots.png").code == 0
+    assert Path("shots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_outlives_its_picture(cli: Cli, stored: None) -> None:
+    said = cli("compare", "apd1", "tecoa1", "--shots", "shots.png")
+    assert said.code == 5 and "different shots" in said.err
+    assert "apd1 is better than tecoa1" in said.out and not Path("shots.png").exists()
 
 
 def test_different_protocols_are_refused(cli: Cli, stored: None) -> None:
@@ -121,6 +139,8 @@ def test_different_protocols_are_refused(cli: Cli, stored: None) -> None:
         (("apd1", "nowhere"), 5, "nowhere holds no evaluation"),
         (("apd1", "tecoa1,"), 2, "names no evaluations"),
         (("apd1", "tecoa1", "--column", "pdg"), 2, "did you mean 'pgd'?"),
+        (("apd1", "tecoa1", "--despite", "foo"), 2, "protocols have no field 'foo'"),
+        (("apd1", "tecoa1", "--despite", "atack"), 2, "did you mean 'attack'?"),
         (("apd1,apd1", "tecoa1,tecoa2"), 2, "stands for two seeds"),
     ],
 )

@@ -8,6 +8,8 @@ Guarantees:
 - the headline says robust only of a white-box attack that moved pixels and raised the loss; else it says that nothing
   was measured, on what, and why; an attack that did nothing takes no credit, but what it broke still counts; flags are
   named in it;
+- convergence stands with its numbers, whatever its verdict; doubts that could not be told share a line with others of
+  the same reason;
 - the card is JSON without NaN, and its Markdown shows all of this with tables that every name leaves whole;
 - pictures show the curves' points, shots in their order with all images last, and the front; a format that is not known
   is refused, and a failed write leaves nothing behind.
@@ -232,6 +234,30 @@ def test_flags_are_named_in_the_headline() -> None:
     assert "None was looked for." in markdown(told(attacked()))
 
 
+def test_convergence_stands_with_its_numbers() -> None:
+    doubts = (
+        Indicator("steps not converged", 0.0125, 0.005, "flag", "double them", "apgd, 32 of test"),
+        Indicator("more steps help the defender", 0.0, 0.005, "ok", "", "pgd-40"),
+        Indicator("restarts not converged", 0.004, 0.005, "ok", "", "apgd, 32 of test"),
+        Indicator("a larger radius helps the defender", None, 0.005, "unknown", "there is no larger ball"),
+        Indicator("noise", 0.0, 0.005, "ok"),
+    )
+    text = markdown(told(attacked(), indicators=doubts))
+    assert text.count("| doubled, or raised | seen in | share | threshold | verdict |") == 1
+    assert "| steps: more samples broken, or others | apgd, 32 of test | 1.2 % | 0.5 % | flag |" in text
+    assert "| steps: fewer samples broken | pgd-40 | 0.0 % | 0.5 % | ok |" in text
+    assert "| restarts: more samples broken | apgd, 32 of test | 0.4 % | 0.5 % | ok |" in text
+    assert "| radius" not in text and "- Nothing to see: noise.\n" in text
+    assert "| doubled" not in markdown(told(attacked(), indicators=doubts[3:]))
+
+
+def test_one_reason_is_told_once() -> None:
+    doubts = [Indicator(name, None, 0.1, "unknown", "nothing to compare") for name in ("one", "two")]
+    text = markdown(told(attacked(), indicators=(*doubts, Indicator("three", None, 0.1, "unknown", "no steps", "pgd"))))
+    assert "- one, two could not be told: nothing to compare\n" in text
+    assert "- three (pgd) could not be told: no steps\n" in text
+
+
 # Markdown and JSON
 
 
@@ -251,8 +277,8 @@ def test_markdown() -> None:
     assert "- a|b, pgd: `pgd (steps 20, restarts 2)`" in lines
     assert "| pgd | 90 | 21.0 (21) | 20.0 (20) | 100.0 % | linf 8/255 | +1.5 | 50 | 50 stay so |" in lines
     assert (
-        "Known to break, of the samples that are right: 10 % at linf 4/255, 50 % at linf 4/255, 90 % at no size seen."
-        in lines
+        "Of the samples that are right, known to break: 10 % within linf 4/255, 50 % within linf 4/255, "
+        "less than 90 % at any size that was tried." in lines
     )
     assert any("100 of 200 of `test` (d1), fp32, seed 0; classified with “a photo of a {}.”" in line for line in lines)
     assert "- a|b, pgd: crafted with the model's own prompts." in lines
@@ -264,14 +290,25 @@ def test_markdown() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"source": {"model": "base", "fingerprint": "f"}, "knowledge": "transfer"}, "the prompts of base"),
+        (
+            {
+                "source": {"model": "base", "fingerprint": "f"},
+                "knowledge": "transfer",
+                "templates": ["a {}.", "one {}."],
+            },
+            "the undefended model's sentences: “a {}.”, “one {}.”",
+        ),
+        (
+            {"source": {"model": "x.safetensors", "fingerprint": "f"}, "knowledge": "transfer"},
+            "the prompts of x.safetensors",
+        ),
         ({"attacker": SCORES, "knowledge": "scores"}, "no prompts: the model is only asked"),
         (
             {"attacker": {**WHITE, "prompts": "guessed"}, "attack": {**PGD, "prompts": "hand-written"}},
             "guessed prompts (prompts hand-written)",
         ),
     ],
-    ids=["transfer", "scores", "guessed"],
+    ids=["base", "transfer", "scores", "guessed"],
 )
 def test_the_prompts_that_images_were_made_with(more: dict[str, Any], words: str) -> None:
     assert f"- x: crafted with {words}." in markdown(told(column("x", outcome(CLEAN, RIGHT), **more)))
@@ -325,7 +362,7 @@ def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
     figure = front_figure([Point("a", 0.9, 0.4, {})], ("clean", "pgd"))
     with pytest.raises(UsageError, match=r"\.png, \.pdf, \.svg"):
         save(figure, tmp_path / "front.jpeg")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(UsageError, match="there is no folder"):
         save(figure, tmp_path / "nowhere" / "front.png")
     (tmp_path / "front.png").mkdir()
     with pytest.raises(RunError, match="cannot write"):

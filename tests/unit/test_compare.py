@@ -7,8 +7,10 @@ Guarantees:
   simulations, with one seed and with three or five that differ, where one over samples alone does not;
 - the detectable difference has 80 % power in McNemar's exact test, and never asks for less than six samples;
 - other protocols are refused with the field, both values and what to do; other samples too; `despite` lets a field
-  pass and says so; images made on different models are left out; another order of samples is the same;
-- worst cases are per ball; runs of several seeds are paired by seed; a run cannot stand for two seeds;
+  pass and says so, an unknown one is refused; images made on different models are left out; another order of samples
+  is the same;
+- worst cases are per ball; runs of several seeds are paired by seed; a run cannot stand for two seeds, nor two runs for
+  one; runs of several recipes under one name are told; intervals end at ±100 points, and too few seeds are told;
 - Holm is over all rows; the words say what was seen, and else what could not have been;
 - the front knows who dominates whom and on which axes beyond the interval; classes add up to the column;
 - words of the command line are read as methods.
@@ -238,6 +240,19 @@ def test_a_field_may_differ_where_one_says_so() -> None:
     assert "pgd is compared in spite of different templates" in found.notes
     with pytest.raises(DataError, match="templates"):
         compare([method("a", first), method("b", second)], despite=["seed"])
+    with pytest.raises(UsageError, match="no field 'template'; did you mean 'templates'") as caught:
+        compare([method("a", first), method("b", second)], despite=["template"])
+    assert "templates" in caught.value.hint and "key" not in caught.value.hint
+
+
+def test_a_field_inside_another_may_differ() -> None:
+    first = simple("a", bits(0.5, 1))
+    steps = simple("b", bits(0.5, 2), attack={**PGD, "steps": 10})
+    found = compare([method("a", first), method("b", steps)], despite=["attack.steps"], draws=FEW)
+    assert "pgd is compared in spite of different attack.steps" in found.notes
+    both = simple("b", bits(0.5, 2), attack={**PGD, "steps": 10, "restarts": 1})
+    with pytest.raises(DataError, match=r"attack\.restarts"):
+        compare([method("a", first), method("b", both)], despite=["attack.steps"])
 
 
 def test_images_made_on_different_models_are_left_out() -> None:
@@ -250,6 +265,15 @@ def test_images_made_on_different_models_are_left_out() -> None:
     assert "pgd is left out: its images were made on different models" in found.notes
     allowed = compare([method("a", first), method("b", second)], despite=["source"], draws=FEW)
     assert [row.heading for row in allowed.rows] == ["clean", "pgd"]
+
+
+def test_images_that_rest_on_other_models_too_are_left_out() -> None:
+    first, second = (
+        simple(name, bits(0.5, 1), source={"model": "self", "fingerprint": "", "also": {"base": name}})
+        for name in ("a", "b")
+    )
+    found = compare([method("a", first), method("b", second)], draws=FEW)
+    assert "pgd is left out: its images were made on different models" in found.notes
 
 
 @pytest.mark.parametrize("field", ["indices", "labels"])
@@ -307,7 +331,34 @@ def test_runs_are_paired_by_seed() -> None:
     assert [(test.seed, test.only_first, test.only_second) for test in row.tests] == [
         (seed, 0, 0) for seed in ("1", "2", "3")
     ]
-    assert found.notes[0] == "intervals are over samples and 3 seeds (seeds 1, 2, 3)"
+    assert found.notes == ("intervals are over samples and 3 seeds (seeds 1, 2, 3)",)
+
+
+def test_two_seeds_are_too_few() -> None:
+    def made(name: str, *shares: float) -> Method:
+        runs = [simple(f"{name}-{seed}", bits(share, seed), seed=seed) for seed, share in enumerate(shares)]
+        return method(name, *runs)
+
+    found = compare([made("a", 1.0, 0.1), made("b", 0.2, 0.9)], columns=["pgd"])
+    (row,) = found.rows
+    assert (row.low, row.high, row.detectable) == (-1.0, 1.0, 1.0)
+    assert row.words == "no difference seen; none could have been: too few seeds"
+    assert any(note.startswith("two seeds (a, b) are too few") for note in found.notes)
+    few = compare([method("a", simple("a", bits(0.5, 1, 4))), method("b", simple("b", bits(0.5, 2, 4)))], draws=FEW)
+    assert few.rows[1].words == "no difference seen; none could have been: too few samples"
+
+
+def test_a_seed_stands_once_in_a_method() -> None:
+    other = method("b", *(simple(f"b-{seed}", bits(0.5, seed), seed=seed) for seed in (0, 1)))
+    same = method("a", *(simple(name, bits(0.5, 3), seed=0) for name in ("clean-e", "robust-e")))
+    with pytest.raises(UsageError, match=r"a: 2 runs have seed 0 \(of clean, robust\): they are not seeds"):
+        compare([same, other])
+    with pytest.raises(UsageError, match="a: 2 runs have seed 0: they are not"):
+        compare([method("a", *(simple(f"clean-{n}", bits(0.5, 3), seed=0) for n in "xy")), other])
+    pooled = method("a", *(simple(f"{name}-e", bits(0.5, 3), seed=n) for n, name in enumerate(("clean", "robust"))))
+    notes = compare([pooled, other], draws=FEW).notes
+    assert "a takes runs of different recipes for seeds of one method: clean, robust" in notes
+    assert not any("b takes runs" in note for note in notes)
 
 
 def test_one_run_each_says_what_is_not_in_the_interval() -> None:
