@@ -267,7 +267,7 @@ class RandomNoise(Config):
     """Noise without any question to the model."""
 
     draws: int = Field(20, ge=1)
-    """Images tried, by turns anywhere in the ball and at its corners."""
+    """Images submitted, by turns anywhere in the ball and at its corners; an evaluation counts any that misleads."""
 
 
 class APGD(Climbing):
