@@ -138,7 +138,8 @@ class Campaign:
         save_curves(evaluation, self.path)
         self._write_card(evaluation, indicators)
         if self.suite.model.doubt:
-            indicators = doubt.combined(indicators, self._doubts(subjects[0], evaluation, registry, progress))
+            key = [version, *(column.statement["key"] for column in columns)]
+            indicators = doubt.combined(indicators, self._doubts(subjects, key, registry, progress))
             self._write_card(evaluation, indicators)
         return evaluation, indicators
 
@@ -148,15 +149,21 @@ class Campaign:
         write_bytes(self.path / "card.md", markdown(said).encode())
 
     def _doubts(
-        self, subject: Subject, evaluation: Evaluation, registry: Registry, progress: Progress
+        self, subjects: list[Subject], key: list[str], registry: Registry, progress: Progress
     ) -> list[Indicator]:
-        """What the probes say of the first scope's first white-box attack that takes steps (of APGD-CE where none
-        does); kept, so that an evaluation that is asked for again need not doubt again."""
-        file, keys = self.path / "doubts.json", [column.statement["key"] for column in evaluation.columns]
-        if file.exists():
-            known = json.loads(file.read_text(encoding="utf-8"))
-            if known["keys"] == keys:
-                return [Indicator.from_json(each) for each in known["indicators"]]
+        """What the probes say, scope by scope; kept under `key`, so that an evaluation that is asked for again need not
+        doubt again."""
+        file = self.path / "doubts.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"key": []}
+        if known["key"] == key:
+            return [Indicator.from_json(each) for each in known["indicators"]]
+        found = [each for subject in subjects for each in self._probed(subject, registry, progress)]
+        said = {"key": key, "indicators": [each.to_json() for each in found]}
+        write_bytes(file, (json.dumps(said, indent=2) + "\n").encode())
+        return found
+
+    def _probed(self, subject: Subject, registry: Registry, progress: Progress) -> list[Indicator]:
+        """The probes on the first white-box attack that takes steps; on APGD-CE where none does."""
         settings = self.suite.model
         chosen = resolve_blocks({"attack": {"use": "apgd", "loss": "ce"}}, registry)[("attack",)]
         threat = next((p.threat for p in subject.protocols if p.threat), None)
@@ -167,7 +174,4 @@ class Campaign:
                 break
         if threat is None:
             return []
-        found = doubt.probe(subject, chosen, threat, settings.doubt, registry, progress, split=settings.split)
-        said = {"keys": keys, "indicators": [each.to_json() for each in found]}
-        write_bytes(file, (json.dumps(said, indent=2) + "\n").encode())
-        return found
+        return doubt.probe(subject, chosen, threat, settings.doubt, registry, progress, split=settings.split)
