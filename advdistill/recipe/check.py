@@ -158,10 +158,7 @@ class Check:
             if place in self.entries:
                 self._setting(place, item)
             if place in self.blocks:
-                block = self.blocks.pop(place)
-                if not several and spec.asks == "gradients" and getattr(block.spec, "asks", "") != "gradients":
-                    self.fail((*place, "use"), f"{block.use!r} asks for no gradients, which {spec.name!r} would change")
-                found.append(block)
+                found.append(self.blocks.pop(place))
         return tuple(found) if len(found) == len(places) else None
 
     def together(self) -> None:

@@ -52,7 +52,23 @@ class Wrapper(Attack):
 
 
 class Adapter(Wrapper):
-    """Changes how the attacked model's gradients come about; what is climbed stays."""
+    """Changes how the attacked model's gradients come about; what is climbed stays.
+
+    Raises:
+        UsageError: the attack inside asks for no gradients, so that nothing is changed under this name.
+    """
+
+    def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
+        before = problem.tally.backwards.sum()
+        images = super().run(problem, threat, noise)
+        idle = problem.tally.backwards.sum() == before
+        if threat.eps and idle and len(problem.open()):
+            inside = self.inner[0].name or type(self.inner[0]).__name__
+            raise UsageError(
+                f"{self.name or type(self).__name__}: {inside} asks for no gradients, and nothing else would be changed",
+                f"run {inside} by itself",
+            )
+        return images
 
 
 class EOT(Adapter):

@@ -257,3 +257,14 @@ def test_recipes_and_the_command_line():
     assert written.tree() == said.tree()
     assert said.inner[0].config.steps == 20
     assert block(use="eot").inner[0].use == "apgd"
+
+
+@pytest.mark.parametrize("use", ["eot", "bpda"])
+def test_who_asks_for_no_gradients_is_not_wrapped_in_silence(toy, use):
+    """A score attack inside would run as if nobody had wrapped it."""
+    settings = {"through": "base"} if use == "bpda" else {"draws": 3}
+    of = problem(toy, seen=lambda name: Seen(Participant(ToyModel(ToyConfig()), ToyDataset.classes)))
+    of.threat = Threat("linf", 0.1 / 255)
+    wrapped = attack(use=use, attack={"use": "square", "queries": 3}, **settings)
+    with pytest.raises(UsageError, match="asks for no gradients"):
+        wrapped.run(of, of.threat, noise())
