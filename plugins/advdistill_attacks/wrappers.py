@@ -65,7 +65,7 @@ class Adapter(Wrapper):
         if threat.eps and idle and len(problem.open()):
             inside = self.inner[0].name or type(self.inner[0]).__name__
             raise UsageError(
-                f"{self.name or type(self).__name__}: {inside} asks for no gradients, and nothing else would be changed",
+                f"{self.name or type(self).__name__}: {inside} asks for no gradients, and nothing else is changed",
                 f"run {inside} by itself",
             )
         return images
