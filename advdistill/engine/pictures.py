@@ -156,6 +156,8 @@ def front_figure(points: Sequence[Point], headings: Sequence[str]) -> Figure:
         axes.plot([point.clean], [point.robust], "o", color=colour, markersize=6)
         axes.annotate(point.name, (point.clean, point.robust), (5, 5), textcoords="offset points", color=colour)
     axes.margins(0.2)
+    axes.set_xlim(right=min(axes.get_xlim()[1], 1.01))  # nothing is right more often than always
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
     axes.set_title("front of clean and robust accuracy")
     axes.set_xlabel(headings[0])
     axes.set_ylabel(headings[1])
