@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advdistill.cli.options import (
+    AttackSettings,
     BatchSize,
     Classes,
+    DataFolder,
     Device,
     Json,
+    ModelName,
     NormName,
     PluginFiles,
     Radius,
@@ -27,12 +30,8 @@ if TYPE_CHECKING:
 
 
 def attack(
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of the attack, like steps=20.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A checkpoint, or NAME@WEIGHTS for an undefended model.")
-    ] = None,
+    settings: AttackSettings = None,
+    model: ModelName = None,
     attack: Annotated[
         str | None,
         typer.Option(
@@ -41,9 +40,7 @@ def attack(
             autocompletion=complete_attack,
         ),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the checkpoint's own data.")
-    ] = None,
+    data: DataFolder = None,
     eps: Radius = None,
     norm: NormName = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Samples, evenly over the classes; default: all.")] = None,

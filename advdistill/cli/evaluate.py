@@ -11,6 +11,7 @@ import typer
 
 from advdistill.cli.options import (
     BatchSize,
+    DataFolder,
     Device,
     Json,
     NormName,
@@ -47,9 +48,7 @@ def evaluate(
             autocompletion=complete_suite,
         ),
     ] = "standard",
-    data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A folder of class folders; default: the checkpoint's own data.")
-    ] = None,
+    data: DataFolder = None,
     classes: Annotated[
         str,
         typer.Option(

@@ -88,6 +88,16 @@ PluginFiles = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE", help="A single-file plugin to load too; may be given several times."),
 ]
+AttackSettings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of the attack, like steps=20.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="A checkpoint, or NAME@WEIGHTS for an undefended model.")
+]
+DataFolder = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="A folder of class folders; default: the checkpoint's own data."),
+]
 Radius = Annotated[str | None, typer.Option("--eps", metavar="EPS", help="Radius on the [0, 1] scale, like 4/255.")]
 NormName = Annotated[str | None, typer.Option("--norm", metavar="NORM", help="linf, l2, l1 or l0.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")]

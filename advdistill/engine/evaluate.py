@@ -22,6 +22,7 @@ from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.step import Participant, Seen
 from advdistill.engine.store import Memory, Pack, Store
+from advdistill.engine.types import Threat
 from advdistill.errors import DataError, RunError, UsageError, UserError
 
 Progress = Callable[[str, int, int], None]
@@ -218,16 +219,7 @@ class Bench:
         participant, threat = self.participant, protocol.threat
         watch = participant.model.deterministic and participant.model.batch_independent
         with participant.deployed():
-            problem = Problem(
-                batch.images,
-                batch.labels,
-                None,
-                lambda some, rows: participant.logits(some, constant=True),
-                threat,
-                watch=watch,
-                seen=self.seen,
-                lenient=True,
-            )
+            problem = self._problem(batch, threat, watch)
             noise = Noise(self.seed, "evaluate", 0, batch.samples)
             images = stage(problem, threat, noise, source=protocol.attacker.source)
             with torch.no_grad():
@@ -273,22 +265,22 @@ class Bench:
         split = self.splits("train")
         chosen = stratified(split.labels, attack.studies, self.seed).tolist()
         batch = to_device(next(iter(read(split, [chosen]))), self.participant.model.device)
-        participant = self.participant
-        with participant.deployed():
-            problem = Problem(
-                batch.images,
-                batch.labels,
-                None,
-                lambda some, rows: participant.logits(some, constant=True),
-                protocol.threat,
-                seen=self.seen,
-                lenient=True,
-            )
-            attack.study(
-                problem.elsewhere(protocol.attacker.source),
-                protocol.threat,
-                Noise(self.seed, "study", 0, batch.samples),
-            )
+        with self.participant.deployed():
+            problem = self._problem(batch, protocol.threat).elsewhere(protocol.attacker.source)
+            attack.study(problem, protocol.threat, Noise(self.seed, "study", 0, batch.samples))
+
+    def _problem(self, batch: Batch, threat: Threat, watch: bool = False) -> Problem:
+        """The deployed participant under attack on a batch, by cross-entropy."""
+        return Problem(
+            batch.images,
+            batch.labels,
+            None,
+            lambda some, rows: self.participant.logits(some, constant=True),
+            threat,
+            watch=watch,
+            seen=self.seen,
+            lenient=True,
+        )
 
     def _hand_over(
         self, found: Found, protocol: Protocol, split: Split, indices: Tensor, pack: Pack, which: Tensor
