@@ -21,7 +21,7 @@ from advdistill.hooks.specs import (
 )
 
 if TYPE_CHECKING:
-    from advdistill.engine.attack import Attack, Noise, Problem, right
+    from advdistill.engine.attack import Attack, Problem, right
     from advdistill.engine.build import model_of
     from advdistill.engine.checkpoint import load
     from advdistill.engine.count import Count
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     )
     from advdistill.engine.losses import cross_entropy, kl
     from advdistill.engine.model import Factored, VisionLanguageModel
+    from advdistill.engine.noise import Noise
+    from advdistill.engine.participant import Seen
     from advdistill.engine.splits import few_shot, partition
-    from advdistill.engine.step import Output, Seen, Step
+    from advdistill.engine.step import Output, Step
     from advdistill.engine.strategy import Losses, Strategy, Term, factored, same_width
     from advdistill.engine.types import ClassSet, Clock, Threat
     from advdistill.recipe.fields import Config, PixelDistance
@@ -64,7 +66,7 @@ _LAZY = {
     "Losses": "engine.strategy",
     "Measured": "engine.events",
     "Measuring": "engine.events",
-    "Noise": "engine.attack",
+    "Noise": "engine.noise",
     "Output": "engine.step",
     "PixelDistance": "recipe.fields",
     "Probed": "engine.events",
@@ -75,7 +77,7 @@ _LAZY = {
     "RunStarted": "engine.events",
     "RunStopped": "engine.events",
     "Saved": "engine.events",
-    "Seen": "engine.step",
+    "Seen": "engine.participant",
     "Split": "engine.data",
     "Step": "engine.step",
     "StepDone": "engine.events",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
+from advdistill.engine.class_features import AT_MOST
 from advdistill.engine.data import Dataset, HalfOfClasses, Split
+from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.model import VisionLanguageModel
+from advdistill.engine.participant import Manner, Participant, Seen
 from advdistill.engine.protocol import Attacker, Protocol
-from advdistill.engine.step import Participant, Seen
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, RecipeError, UsageError
@@ -26,6 +28,7 @@ from advdistill.recipe.resolved import DataBlock
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
+    from advdistill.recipe.model import Train
     from advdistill.recipe.resolve import Block, Recipe
 
 
@@ -208,8 +211,28 @@ class Parts:
         return Participant(opened.model.to(self.device), self.classes)
 
 
-def parts(recipe: Recipe, registry: Registry) -> Parts:
-    """Build everything that `recipe` names.
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with what depends on the machine decided: its precision."""
+    device = device_of(recipe.train.device)
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    tree = {**recipe.tree, "train": {**recipe.tree["train"], "precision": precision}}
+    return replace(recipe, train=recipe.train.model_copy(update={"precision": precision}), tree=tree)
+
+
+def manner(train: Train, device: torch.device, world: World = ALONE) -> Manner:
+    """How models of a settled recipe compute in training."""
+    return Manner(
+        precision=train.precision,
+        compile=train.compile == "on" or (train.compile == "auto" and device.type == "cuda"),
+        class_chunk=AT_MOST if train.class_chunk == "auto" else train.class_chunk,
+        world=world,
+    )
+
+
+def parts(recipe: Recipe, registry: Registry, world: World = ALONE) -> Parts:
+    """Build everything that `recipe`, which must be `settled`, names; `world` shares the work.
 
     Raises:
         RecipeError: nothing would learn.
@@ -217,13 +240,14 @@ def parts(recipe: Recipe, registry: Registry) -> Parts:
     """
     device = device_of(recipe.train.device)
     data = dataset(registry, recipe.data)
-    bf16 = recipe.train.precision == "bf16"
+    how = manner(recipe.train, device, world)
 
-    def join(block: Block, learns: bool, ema: float = 0.0) -> Participant:
-        return Participant(model(registry, block).to(device), data.classes, learns=learns, ema=ema, bf16=bf16)
+    def join(name: str, block: Block, learns: bool, ema: float = 0.0) -> Participant:
+        built = model(registry, block).to(device)
+        return Participant(built, data.classes, learns=learns, ema=ema, manner=how, name=name)
 
-    student = join(recipe.student, learns=True)
-    teachers = {role: join(block, block.train, block.ema) for role, block in recipe.teachers.items()}
+    student = join("student", recipe.student, learns=True)
+    teachers = {role: join(f"{role} teacher", b, b.train, b.ema) for role, b in recipe.teachers.items()}
     for teacher in teachers.values():
         if teacher.ema:
             teacher.load(student.model.learned())

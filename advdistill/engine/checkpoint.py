@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from advdistill.engine.model import VisionLanguageModel
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.engine.types import ClassSet, Clock, Threat
 from advdistill.errors import DataError, PluginError, RecipeError, RunError, UsageError
 from advdistill.hooks.registry import Registry, default_registry

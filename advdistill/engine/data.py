@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from advdistill.engine.distributed import ALONE, World
+from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
 from advdistill.errors import DataError, UserError
 
@@ -23,25 +26,41 @@ class Split(ABC):
     Attributes:
         labels: (N,) long.
         ids: N stable names, such as paths relative to the data's root.
+        augments: training sees other images than `load` gives.
+        decodes: loading takes work that other processes could do.
     """
 
     labels: Tensor
     ids: Sequence[str]
+    augments: bool = False
+    decodes: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
-        """One image, (3, H, W): uint8, or float32 in [0, 1]; the same H and W for all.
-
-        Args:
-            index: position in the split.
-            generator: in training, the only source of randomness for augmentation; None: no augmentation.
+    def load(self, index: int) -> Tensor:
+        """One image as it is evaluated, (3, H, W): uint8, or float32 in [0, 1]; the same H and W for all.
 
         Raises:
             DataError: the image is missing or cannot be read; names the file.
         """
+
+    def canvas(self, index: int) -> Tensor:
+        """What `augment` starts from, (3, H', W') uint8 or float32 in [0, 1], alike for all; by default the image."""
+        return self.load(index)
+
+    def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        """Training views, all samples in one pass on their device; by default what they are made from.
+
+        Args:
+            canvases: (B, 3, H', W') float32 in [0, 1].
+            noise: the only source of randomness.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1].
+        """
+        return canvases
 
     @cached_property
     def content(self) -> str:
@@ -71,7 +90,7 @@ class ArraySplit(Split):
     def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> None:
         self.images, self.labels, self.ids = images, labels, ids
 
-    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+    def load(self, index: int) -> Tensor:
         return self.images[index]
 
 
@@ -130,13 +149,19 @@ class _Classes(Split):
     """The samples of a split with labels in [first, last), which become [0, last - first)."""
 
     def __init__(self, whole: Split, first: int, last: int) -> None:
-        self._whole = whole
+        self._whole, self.augments, self.decodes = whole, whole.augments, whole.decodes
         self._places = ((whole.labels >= first) & (whole.labels < last)).nonzero().squeeze(1).tolist()
         self.labels = whole.labels[self._places] - first
         self.ids = [whole.ids[place] for place in self._places]
 
-    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._whole.load(self._places[index], generator)
+    def load(self, index: int) -> Tensor:
+        return self._whole.load(self._places[index])
+
+    def canvas(self, index: int) -> Tensor:
+        return self._whole.canvas(self._places[index])
+
+    def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        return self._whole.augment(canvases, noise)
 
 
 @dataclass(frozen=True)
@@ -189,13 +214,12 @@ Sample = tuple[Tensor, int, int]
 
 
 class _Reader(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, split: Split, augment_key: tuple[object, ...] | None) -> None:
-        self.split, self.augment_key = split, augment_key
+    def __init__(self, split: Split, look: Callable[[int], Tensor]) -> None:
+        self.split, self.look = split, look
 
     def __getitem__(self, index: int) -> Sample | UserError:  # type: ignore[override]
-        generator = seeded(*self.augment_key, index) if self.augment_key else None
         try:
-            return self.split.load(index, generator), int(self.split.labels[index]), index
+            return self.look(index), int(self.split.labels[index]), index
         except UserError as error:
             # Handed over, not raised: DataLoader would make a traceback its message where a worker raised it.
             return error
@@ -229,21 +253,28 @@ def _stack(handed: list[Sample | UserError]) -> Batch:
     return Batch(images, labels, indices)
 
 
+def workers_for(split: Split, asked: int | str, world: World = ALONE) -> int:
+    """How many processes decode for each of the run's: `asked`, or where that is "auto" one a core, at most 8."""
+    if asked != "auto":
+        return int(asked)
+    return min((os.cpu_count() or 1) // world.size, 8) if split.decodes else 0
+
+
 def read(
-    split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0, augment_key: tuple[object, ...] | None = None
+    split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0, canvases: bool = False
 ) -> Iterator[Batch]:
     """Batches of `split` in the order given, on the CPU.
 
     Args:
         batches: indices, one list a batch.
         workers: processes that decode; 0: this one. The result is the same.
-        augment_key: in training, (seed, epoch): augmentation draws from a generator seeded by it and the sample.
+        canvases: what augmentation starts from is wanted, not the images themselves.
 
     Raises:
         DataError: an image cannot be read, or does not match its batch mates.
     """
     loader = DataLoader(
-        _Reader(split, augment_key),
+        _Reader(split, split.canvas if canvases else split.load),
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,

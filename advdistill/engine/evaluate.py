@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advdistill.engine.attack import Attack, Noise, Problem, right
+from advdistill.engine.attack import Attack, Problem, right
 from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Split, read, stratified
 from advdistill.engine.judge import Judge, Look, quantise
+from advdistill.engine.noise import Noise
 from advdistill.engine.outcomes import Column, Outcome
+from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant, Seen
 from advdistill.engine.store import Memory, Pack, Store
 from advdistill.engine.types import Threat
 from advdistill.errors import DataError, RunError, UsageError, UserError

@@ -9,10 +9,11 @@ import torch
 
 from advdistill.engine import build
 from advdistill.engine.build import Parts
+from advdistill.engine.data import workers_for
 from advdistill.engine.evaluate import Bench, Results, evaluate, examples, to_device
 from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.engine.types import Clock
 from advdistill.recipe.header import read_header
 from advdistill.recipe.paths import resource
@@ -106,7 +107,7 @@ class Examiner:
             protocols,
             seed=self._recipe.seed,
             batch_size=self._recipe.evaluate.batch_size,
-            workers=self._recipe.train.workers,
+            workers=workers_for(self._parts.splits(protocols[0].split), self._recipe.train.workers),
             progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
             stored=participant.model.stored_results,
             seen=self._parts.seen(participant),

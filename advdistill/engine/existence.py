@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advdistill.engine.attack import Noise
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.noise import Noise
+from advdistill.engine.participant import Participant
 from advdistill.engine.types import Threat
 
 POINTS = 64

@@ -6,7 +6,7 @@
         set the learning rates
         for each phase of the strategy:
             for each portion of the batch: losses = phase(step of the portion); backward
-            settle the class features; clip; optimizer step
+            settle the class features; sum gradients over processes; clip; optimizer step
         strategy.updated(means over the batch); teachers that follow the student do so
         tell the reporters; probe and save when due; stop politely when asked to
     measure the student; write checkpoint, examples, results
@@ -24,15 +24,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from advdistill.engine import build, checkpoint, optim, resume
-from advdistill.engine.attack import Noise, NotFinite
-from advdistill.engine.data import Batch, epoch_order, read, steps_per_epoch
-from advdistill.engine.evaluate import Results, to_device
+from advdistill.engine import build, checkpoint, distributed, optim, resume, timing
+from advdistill.engine.attack import NotFinite
+from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch, workers_for
+from advdistill.engine.distributed import ALONE, World
+from advdistill.engine.evaluate import Results
 from advdistill.engine.events import (
     Event,
     Reporters,
@@ -44,11 +47,14 @@ from advdistill.engine.events import (
     Warned,
 )
 from advdistill.engine.examine import Examiner
+from advdistill.engine.feed import Feed
 from advdistill.engine.folder import RunFolder
+from advdistill.engine.noise import Noise
+from advdistill.engine.participant import tf32
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
 from advdistill.engine.types import Clock, Threat
-from advdistill.errors import RunError, UserError
+from advdistill.errors import RunError, UsageError, UserError
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -76,10 +82,15 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
         Interrupted: after SIGINT or SIGTERM.
         DataError, PluginError, UsageError: from the parts.
     """
-    with RunFolder(recipe, resume=resume, overwrite=overwrite) as folder:
-        reporters = Reporters([build.component(registry, block) for block in recipe.report])
+    recipe = build.settled(recipe)
+    with (
+        distributed.joined() as world,
+        tf32(recipe.train.precision == "tf32"),
+        RunFolder(recipe, resume=resume, overwrite=overwrite, main=world.main) as folder,
+    ):
+        reporters = Reporters([build.component(registry, block) for block in recipe.report] if world.main else [])
         try:
-            return Run(recipe, registry, folder, reporters.tell).go()
+            return Run(recipe, registry, folder, reporters.tell, world).go()
         finally:
             reporters.close()
 
@@ -87,15 +98,31 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
 class Run:
     """One recipe under way."""
 
-    def __init__(self, recipe: Recipe, registry: Registry, folder: RunFolder, tell: Callable[[Event], None]) -> None:
-        self.recipe, self.folder, self.tell = recipe, folder, tell
+    def __init__(
+        self,
+        recipe: Recipe,
+        registry: Registry,
+        folder: RunFolder,
+        tell: Callable[[Event], None],
+        world: World = ALONE,
+    ) -> None:
+        self.recipe, self.folder, self.tell, self.world = recipe, folder, tell, world
         torch.manual_seed(recipe.seed)
-        self.parts = build.parts(recipe, registry)
+        self.parts = build.parts(recipe, registry, world)
         self.examiner = Examiner(recipe, registry, self.parts, tell)
         self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
-        self.split = self.parts.splits("train")
+        self.split, train = self.parts.splits("train"), recipe.train
+        workers = workers_for(self.split, train.workers, world)
+        self.feed = Feed(self.split, self.parts.device, workers=workers, keep=train.keep_images, world=world)
+        self.size = min(train.batch_size, len(self.split))
+        if self.size < world.size:
+            raise UsageError(
+                f"{world.size} processes cannot share a batch of {self.size} images",
+                "raise train.batch_size or take fewer",
+            )
         self.per_epoch = steps_per_epoch(len(self.split), recipe.train.batch_size)
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
+        self.portions = 1 if train.accumulate == "auto" else train.accumulate
         self.step, self.best, self._halfway = 0, -1.0, False
         if folder.resuming and folder.resume_point.exists():
             self.step, self.best = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
@@ -107,8 +134,7 @@ class Run:
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
-        with self._aside():
-            before = self.examiner.before()
+        before = self.examiner.before()
         with _asked_to_stop() as asked:
             self._learn(asked)
         rows = self._conclude(before)
@@ -126,6 +152,7 @@ class Run:
         if probe_every and self.step == 0:
             self._probe()
         for batch in self._batches():
+            self._reseed()
             self.parts.student.model.train()
             rates = optim.set_rates(self.optimizer, self.recipe.optim.schedule, self.step, self.steps)
             means: Counter[str] = Counter()
@@ -139,10 +166,10 @@ class Run:
                 if teacher.ema:
                     teacher.follow(self.parts.student)
             pace = (time.monotonic() - began) / (self.step - first)
-            self.tell(StepDone(self.clock, dict(means), rates, len(batch) / pace, pace * (self.steps - self.step)))
+            self.tell(StepDone(self.clock, dict(means), rates, self.size / pace, pace * (self.steps - self.step)))
             if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
                 self._probe()
-            stopping = asked() and self.step < self.steps
+            stopping = self.world.any(asked()) and self.step < self.steps
             if stopping or self.step == self.steps or (save_every and self.step % save_every == 0):
                 if not self._sound():
                     self._give_up(f"not finite after step {self.step}: weights")
@@ -150,31 +177,53 @@ class Run:
             if stopping:
                 self._stop()
 
+    def _reseed(self) -> None:
+        """What models draw at random in a step depends on the step and on who takes it, not on what was drawn before:
+        a resumed run draws the same."""
+        torch.manual_seed(seeded(self.recipe.seed, "step", self.step, self.world.rank).initial_seed())
+
     def _portions(self, batch: Batch) -> Iterator[Batch]:
-        size = -(-len(batch) // self.recipe.train.accumulate)
+        size = -(-len(batch) // self.portions)
         return (batch[start : start + size] for start in range(0, len(batch), size))
 
     def _update(self, phase: Callable[[Step], Losses], portions: list[Step]) -> dict[str, float]:
         """One optimizer step. Returns the means over the batch of every term and reported scalar."""
         self.optimizer.zero_grad(set_to_none=True)
-        sums: Counter[str] = Counter()
-        size = sum(len(s.images) for s in portions)
+        sums: dict[str, Tensor] = {}
         for s in portions:
             try:
                 losses = phase(s)
             except NotFinite as error:
                 self._give_up(f"{error.message}, at step {self.step + 1}")
-            sums.update({name: value.item() for name, value in losses.sums().items()})
-            self._check(sums)
-            (losses.total().sum() / size).backward()
+            for name, value in losses.sums().items():
+                sums[name] = sums[name] + value if name in sums else value
+            with timing.phase("backward"):
+                (losses.total().sum() / self.size).backward()
             s.forget()
+        self.world.sum(list(sums.values()))
+        means = {name: value.item() / self.size for name, value in sums.items()}
+        self._check(means)
         for learner in self.parts.learners.values():
             learner.settle()
-        reached = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(reached, self.recipe.optim.clip_norm or math.inf)
-        self._check({"gradient norm": norm.item()})
-        self.optimizer.step()
-        return {name: value / size for name, value in sums.items()}
+        with timing.phase("optimizer"):
+            reached = self._gather_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(reached, self.recipe.optim.clip_norm or math.inf)
+            self._check({"gradient norm": norm.item()})
+            self.optimizer.step()
+        return means
+
+    def _gather_gradients(self) -> list[Tensor]:
+        """Sum everybody's gradients. Returns the parameters that have one."""
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.world.size > 1:
+            reached = torch.tensor([float(p.grad is not None) for p in every])
+            self.world.sum([reached])
+            for parameter, by in zip(every, reached.tolist(), strict=True):
+                if by and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        every = [p for p in every if p.grad is not None]
+        self.world.sum([p.grad for p in every if p.grad is not None])
+        return every
 
     def _see(self, batch: Batch) -> Step:
         parts = self.parts
@@ -201,16 +250,17 @@ class Run:
             epoch = self.clock.epoch
             order = epoch_order(len(self.split), train.batch_size, seed, epoch)
             left = order[self.step % self.per_epoch :][: self.steps - self.step]
-            for batch in read(self.split, left, workers=train.workers, augment_key=(seed, "augment", epoch)):
-                yield to_device(batch, self.parts.device)
+            batches = self.feed.batches(left, partial(Noise, seed, "augment", epoch))
+            while batch := self._next(batches):
+                yield batch
 
-    def _aside(self) -> contextlib.AbstractContextManager[None]:
-        """What is measured moves no generator of the training's: it is not measured again the same way on resuming."""
-        return torch.random.fork_rng([self.parts.device] if self.parts.device.type == "cuda" else [])
+    @staticmethod
+    def _next(batches: Iterator[Batch]) -> Batch | None:
+        with timing.phase("data"):
+            return next(batches, None)
 
     def _probe(self) -> None:
-        with self._aside():
-            score = self.examiner.probe(self.clock)
+        score = self.examiner.probe(self.clock)
         if score > self.best:
             self.best = score
             self._write("best.safetensors")
@@ -235,7 +285,9 @@ class Run:
         student.load(checkpoint.of_student(tensors))
         row = self.examiner.student("student, best probe")
         stored = [Results("student", row.counts, row.statements).to_json()]
-        checkpoint.write(self.folder.path / "best.safetensors", tensors, {**facts, "results": stored})
+        self.world.wait()  # all have read it
+        if self.world.main:
+            checkpoint.write(self.folder.path / "best.safetensors", tensors, {**facts, "results": stored})
         student.load(last)
         return row
 
@@ -278,12 +330,16 @@ class Run:
 
     def _save(self) -> None:
         """The checkpoint, then the resume point; a kill between the two costs nothing."""
+        if not self.world.main:
+            return
         self._write("last.safetensors")
         point = self.folder.resume_point
         resume.save(point, self.parts, self.optimizer, dict(self.recipe.tree), self.step, self.best)
         self.tell(Saved(point, self.clock))
 
     def _write(self, name: str, rows: list[Results] | None = None) -> None:
+        if not self.world.main:
+            return
         parts = self.parts
         facts = checkpoint.facts(self.recipe, parts.student, parts.record(), self.clock)
         tensors = checkpoint.learned(parts.student, parts.teachers)
@@ -293,16 +349,17 @@ class Run:
         self.tell(Saved(path, self.clock))
 
     def _plan(self) -> dict[str, Any]:
-        train, threat = self.recipe.train, self.parts.threat
+        train, threat, place = self.recipe.train, self.parts.threat, str(self.parts.device)
+        if self.world.size > 1:
+            place += f", {self.world.size} processes"
         sizes = build.count({"student": self.parts.student, **self.parts.teachers})
         learn = [f"{role} {learns:,} of {total:,} parameters" for role, (learns, total) in sizes.items() if learns]
-        batch = min(train.batch_size, len(self.split))
         return {
             "method": self.recipe.strategy.use,
             "data": f"{self.recipe.data.use}, {len(self.split):,} training images, {len(self.parts.classes)} classes",
             "learns": ", ".join(learn),
             "threat": f"{threat.norm}, eps {threat.eps * 255:g}/255",
-            "budget": f"{self.steps:,} steps of {batch} images, {train.precision} on {self.parts.device}",
+            "budget": f"{self.steps:,} steps of {self.size} images, {train.precision} on {place}",
         }
 
 

@@ -29,15 +29,16 @@ class RunFolder:
         recipe: whose run it is.
         resume: it holds that run's beginning.
         overwrite: a run that is in it may go.
+        main: this process locks and writes; else it only knows where the folder is.
 
     Raises:
         RunError: another process is running in it, it holds a run already, or it cannot be written.
     """
 
-    def __init__(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, recipe: Recipe, *, resume: bool, overwrite: bool, main: bool = True) -> None:
         self.path = Path(recipe.save.dir)
         self.resuming = resume
-        self._recipe, self._overwrite = recipe, overwrite
+        self._recipe, self._overwrite, self._main = recipe, overwrite, main
         self._lock: IO[str] | None = None
 
     @property
@@ -46,6 +47,8 @@ class RunFolder:
         return self.path / "resume.safetensors"
 
     def __enter__(self) -> RunFolder:
+        if not self._main:
+            return self
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -79,7 +82,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """The run starts: what it overwrites goes, its recipe is written. A run to be continued stays as it is."""
-        if self.resuming:
+        if self.resuming or not self._main:
             return
         for name in self._held():
             (self.path / name).unlink()
@@ -87,5 +90,7 @@ class RunFolder:
 
     def finish(self, rows: Sequence[Results]) -> None:
         """Write `results.json`; the run is finished once it stands."""
+        if not self._main:
+            return
         text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n"
         write_bytes(self.path / "results.json", text.encode())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.attack import right
-from advdistill.engine.step import exact
+from advdistill.engine.participant import exact
 
 PORTION = 64
 """Images in every forward that a verdict rests on: sums of another batch size round differently."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 if TYPE_CHECKING:
     from advdistill.recipe.model import Optim, Schedule

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from advdistill.engine import build
-from advdistill.engine.attack import Noise
 from advdistill.engine.data import Batch, Split, steps_per_epoch
-from advdistill.engine.step import Participant, Step
+from advdistill.engine.noise import Noise
+from advdistill.engine.participant import Participant
+from advdistill.engine.step import Step
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Clock, Threat
 from advdistill.errors import DataError
@@ -82,7 +83,7 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
             missing.append(f"{role} teacher: {error.message}; it is not counted")
     everyone = {"student": student, **teachers}
     batch = min(recipe.train.batch_size, images)
-    portion = -(-batch // recipe.train.accumulate)
+    portion = batch if recipe.train.accumulate == "auto" else -(-batch // recipe.train.accumulate)
     steps = recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size)
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine import build, existence
-from advdistill.engine.attack import Noise, Problem, right
+from advdistill.engine.attack import Problem, right
 from advdistill.engine.data import read, stratified
 from advdistill.engine.evaluate import Progress, to_device
 from advdistill.engine.indicator import (
@@ -33,6 +33,7 @@ from advdistill.engine.indicator import (
     unknown,
 )
 from advdistill.engine.model import Factored
+from advdistill.engine.noise import Noise
 from advdistill.engine.outcomes import Column, Outcome
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.store import Memory

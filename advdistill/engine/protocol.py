@@ -11,7 +11,7 @@ from typing import Any
 from advdistill.engine.attack import Attack
 from advdistill.engine.data import Split
 from advdistill.engine.judge import PORTION
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.engine.types import Threat
 from advdistill.hooks.specs import ASKS, KNOWLEDGE, AttackSpec
 

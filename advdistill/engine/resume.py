@@ -16,14 +16,11 @@ from advdistill.errors import DataError
 def save(
     path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any], step: int, best: float
 ) -> None:
-    """Write a resume point: learned tensors, optimizer moments, strategy buffers, generators, the clock."""
+    """Write a resume point: learned tensors, optimizer moments, strategy buffers, the clock."""
     tensors: dict[str, Tensor] = {
         **{f"learned.{name}": t for name, t in checkpoint.learned(parts.student, parts.teachers).items()},
         **{f"strategy.{name}": t for name, t in parts.strategy.state_dict().items()},
-        "rng.cpu": torch.get_rng_state(),
     }
-    if parts.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(parts.device)
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     facts = {"format": checkpoint.FORMAT, "recipe": _anywhere(tree), "step": step, "best": best}
@@ -61,9 +58,6 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and parts.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"], parts.device)
     return facts["step"], facts["best"]
 
 

@@ -2,274 +2,60 @@
 
 What a verb promises. Nothing is computed before somebody looks at it. Class features are encoded once per optimizer
 step, with a graph where they learn, and are constants to the attack. Gradients flow only where somebody learns, or
-where the pixels ask for them. The same question about the batch, or about what an attack returned, is answered once.
+where the pixels ask for them. The same question about the batch, or about what an attack returned, is answered once;
+several of them that wait for the same model share one forward pass.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from advdistill.engine.attack import Attack, Noise, Objective, Problem
+from advdistill.engine.attack import Attack, Objective, Problem
 from advdistill.engine.data import Batch
-from advdistill.engine.model import Factored, VisionLanguageModel
-from advdistill.engine.types import ClassSet, Clock, Threat
+from advdistill.engine.model import Factored
+from advdistill.engine.noise import Noise
+from advdistill.engine.participant import Participant, Seen
+from advdistill.engine.timing import phase
+from advdistill.engine.types import Clock, Threat
 from advdistill.errors import UsageError
 
 
-class Participant:
-    """A model that takes part in a run: its classes tokenised, its class features kept while they are valid.
-
-    Attributes:
-        attacked: it learns, but an attack is under way, to which it is a constant.
+class Output:
+    """What a model says of some images, computed when it is looked at.
 
     Args:
-        model: on its device.
-        classes: the run's; templates of the model's own replace the data set's.
-        learns: its `learned()` parameters are trained; nothing else ever gets a gradient.
-        ema: it follows the student with this decay instead, see `follow`; 0: it does not.
-        bf16: train the towers under bfloat16 autocast; pixels, logits and all that is measured stay float32.
+        mates: outputs of the same model that were asked for and may be computed along with this one.
+        recall: gives what such a model says first, features or else logits, where that is known already.
     """
 
     def __init__(
         self,
-        model: VisionLanguageModel,
-        classes: ClassSet,
-        *,
-        learns: bool = False,
-        ema: float = 0.0,
-        bf16: bool = False,
+        participant: Participant,
+        images: Tensor,
+        mates: Callable[[], Iterable[Output]] = lambda: (),
+        recall: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.model, self.learns, self.ema, self._bf16 = model, learns, ema, bf16
-        self.classes = ClassSet(classes.names, model.templates or classes.templates)
-        model.bind(self.classes)
-        self.prepared = model.prepare(self.classes)
-        learned = model.learned()
-        self.trainable = {n: t for n, t in learned.items() if isinstance(t, nn.Parameter)} if learns else {}
-        model.requires_grad_(False)
-        for parameter in self.trainable.values():
-            parameter.requires_grad_()
-        model.eval()
-        self.attacked = False
-        self._trains_meanwhile = False
-        self._encoded: Tensor | None = None
-        self._handed: Tensor | None = None
-
-    @property
-    def changes(self) -> bool:
-        """Whether a run leaves it other than it was."""
-        return self.learns or self.ema > 0
-
-    @property
-    def _classifier_learns(self) -> bool:
-        return self.learns and isinstance(self.model, Factored) and self.model.classifier_learns
-
-    def classifier(self) -> Tensor:
-        """(C, D) class features. Where they learn, this is a leaf that collects gradients until `settle`."""
-        if not isinstance(self.model, Factored):
-            raise UsageError(f"{type(self.model).__name__} has no class features apart from its images")
-        if self._handed is None:
-            # Class features serve the loss as well, so they are encoded in its mode, also where an attack asks first.
-            mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
-            with mode, self._thawed(), torch.set_grad_enabled(self._classifier_learns), self._autocast():
-                self._encoded = self.model.classifier(self.prepared)
-            self._handed = self._encoded.detach().requires_grad_(self._classifier_learns)
-        return self._handed
-
-    def settle(self) -> None:
-        """Carry what the class features' leaf collected into the parameters: one text backward an optimizer step."""
-        if self._encoded is not None and self._handed is not None and self._handed.grad is not None:
-            self._encoded.backward(self._handed.grad)
-        self.renew()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the model other learned values."""
-        self.model.load_learned(tensors)
-        self._encoded = self._handed = None
-
-    def discard(self) -> None:
-        """Drop gradients that must not be used."""
-        for parameter in self.trainable.values():
-            parameter.grad = None
-        self.renew()
-
-    def renew(self) -> None:
-        """Forget class features that an optimizer step has made old."""
-        if self._classifier_learns or self.ema:
-            self._encoded = self._handed = None
-
-    @torch.no_grad()
-    def follow(self, student: Participant) -> None:
-        """Go a step towards the student: t <- ema * t + (1 - ema) * s; what is no floating point is taken over."""
-        theirs = student.model.learned()
-        for name, mine in self.model.learned().items():
-            if mine.is_floating_point():
-                mine.lerp_(theirs[name], 1 - self.ema)
-            else:
-                mine.copy_(theirs[name])
-        self.renew()
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, D) image features, not normalised."""
-        if not isinstance(self.model, Factored):
-            raise UsageError(f"{type(self.model).__name__} has no image features apart from its classes")
-        with self._autocast():
-            return _full(self.model.features(images))
-
-    def logits(self, images: Tensor, features: Callable[[], Tensor] | None = None, constant: bool = False) -> Tensor:
-        """(B, C) float32 logits.
-
-        Args:
-            images: (B, 3, H, W).
-            features: gives this model's features of `images` where somebody has them already.
-            constant: class features get no gradient.
-        """
-        if not isinstance(self.model, Factored):
-            with self._autocast():
-                return _full(self.model.predict(images, self.prepared))
-        classifier = self.classifier()
-        return self.model.logits(
-            features() if features else self.features(images), classifier.detach() if constant else classifier
-        )
-
-    @contextlib.contextmanager
-    def under_attack(self) -> Iterator[None]:
-        """Attack mode (eval for who is not in training), and no parameter asks for gradients: the graph holds what
-        pixels need and nothing else."""
-        self.attacked, self._trains_meanwhile = self.learns, self.model.training
-        mode = self.model.attacked() if self.model.training else self.model.evaluated()
-        try:
-            with mode, self._constant():
-                yield
-        finally:
-            self.attacked = self._trains_meanwhile = False
-
-    @contextlib.contextmanager
-    def deployed(self) -> Iterator[None]:
-        """Eval mode and full precision, as the model is used; no parameter asks for gradients."""
-        training = self._bf16, self._encoded, self._handed
-        if self._bf16:
-            self._bf16, self._encoded, self._handed = False, None, None
-        try:
-            with exact(), self.model.evaluated(), self._constant():
-                yield
-        finally:
-            if training[0]:
-                self._bf16, self._encoded, self._handed = training
-
-    @contextlib.contextmanager
-    def _constant(self) -> Iterator[None]:
-        self._ask(False)
-        try:
-            yield
-        finally:
-            self._ask(True)
-
-    @contextlib.contextmanager
-    def _thawed(self) -> Iterator[None]:
-        # Class features are often first asked for inside an attack; their graph must reach the parameters all the same.
-        before = next((p.requires_grad for p in self.trainable.values()), True)
-        self._ask(True)
-        try:
-            yield
-        finally:
-            self._ask(before)
-
-    def _ask(self, wanted: bool) -> None:
-        for parameter in self.trainable.values():
-            parameter.requires_grad_(wanted)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if not self._bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
-
-
-class Seen:
-    """A model as an attacker sees it: a constant, through which gradients reach the pixels alone.
-
-    Args:
-        participant: the model, while it is `deployed` or `under_attack`.
-    """
-
-    def __init__(self, participant: Participant) -> None:
-        self._participant = participant
-
-    def logits(self, images: Tensor, classifier: Tensor | None = None) -> Tensor:
-        """(n, C) float32.
-
-        Args:
-            images: (n, 3, H, W) in [0, 1].
-            classifier: (C, D) class features of somebody else's, to stand in the place of its own.
-        """
-        model = self._participant.model
-        if classifier is None:
-            return self._participant.logits(images, constant=True)
-        features = self._participant.features(images)
-        if not isinstance(model, Factored) or classifier.shape[1] != model.width:
-            raise UsageError(
-                f"class features of width {classifier.shape[1]} do not go with image features of {features.shape[1]}",
-                "take prompts from a model of the same width",
-            )
-        return model.logits(features, classifier)
-
-    def features(self, images: Tensor) -> Tensor:
-        """(n, D) image features, not normalised. Raises UsageError where the model has none."""
-        return self._participant.features(images)
-
-    def classifier(self, templates: tuple[str, ...] = ()) -> Tensor:
-        """(C, D) unit-norm class features: the model's own, or those it gives the classes in other `templates`."""
-        if not templates:
-            return self._participant.classifier().detach()
-        model = self._participant.model
-        if not isinstance(model, Factored):
-            raise UsageError(f"{type(model).__name__} has no class features apart from its images")
-        with torch.no_grad():
-            return model.classifier(model.prepare(ClassSet(self._participant.classes.names, templates)))
-
-    def exposed(self, how: str) -> contextlib.AbstractContextManager[None]:
-        """See `VisionLanguageModel.exposed`."""
-        return self._participant.model.exposed(how)
-
-
-@contextlib.contextmanager
-def exact() -> Iterator[None]:
-    """No TF32 for a while: on a GPU, convolutions would otherwise have 10 bits where float32 has 23."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """Never less than float32, which autocast gives; a model in float64 keeps it."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-class Output:
-    """What a model says of some images, computed when it is looked at."""
-
-    def __init__(self, participant: Participant, images: Tensor) -> None:
-        self._participant, self._images = participant, images
+        self._participant, self._images, self._mates, self._recall = participant, images, mates, recall
         self._known: dict[tuple[str, bool], Tensor] = {}
 
     @property
     def features(self) -> Tensor:
         """(B, D) image features, not normalised; builds no classifier."""
-        return self._look("features", lambda: self._participant.features(self._images))
+        return self._look("features", lambda: self._together("features", self._participant.features))
 
     @property
     def logits(self) -> Tensor:
         """(B, C) at the model's own scale."""
-        said = partial(self._participant.logits, self._images, lambda: self.features)
-        return self._look("logits", lambda: said(constant=self._participant.attacked))
+        if isinstance(self._participant.model, Factored):
+            said = partial(self._participant.logits, self._images, lambda: self.features)
+            return self._look("logits", lambda: said(constant=self._participant.attacked))
+        return self._look("logits", lambda: self._together("logits", self._participant.logits))
 
     @property
     def classifier(self) -> Tensor:
@@ -283,8 +69,22 @@ class Output:
         if (what, attacked) not in self._known:
             grad = self._images.requires_grad or (self._participant.learns and not attacked)
             with torch.set_grad_enabled(grad):
-                self._known[what, attacked] = compute()
+                found = compute()
+            self._known.setdefault((what, attacked), found)
         return self._known[what, attacked]
+
+    def _together(self, what: str, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute(images)`, in one pass with the images of those mates that wait for the same."""
+        if self._recall:
+            return self._recall()
+        key = (what, self._participant.attacked)
+        waiting = [mate for mate in self._mates() if not (mate is self or mate._recall or key in mate._known)]
+        if not waiting:
+            return compute(self._images)
+        mine, *theirs = compute(torch.cat([self._images, *(mate._images for mate in waiting)])).split(len(self._images))
+        for mate, found in zip(waiting, theirs, strict=True):
+            mate._known[key] = found
+        return mine
 
     @property
     def log_probs(self) -> Tensor:
@@ -360,6 +160,8 @@ class Step:
         self._attack, self._threat, self._noise = attack, threat, noise
         self._known: list[Tensor] = [self.images]
         self._said: dict[tuple[int, int], Output] = {}
+        self._attacking = False
+        self._samples = batch.samples
         self._kept: dict[str, Tensor] = {}
 
     def student(self, images: Tensor) -> Output:
@@ -395,8 +197,11 @@ class Step:
         )
         noise = self._noise if rows is None else self._noise.of(rows)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(phase("attack"))
             for participant in (self._student, *self._teachers.values()):
                 stack.enter_context(participant.under_attack())
+            self._attacking = True
+            stack.callback(setattr, self, "_attacking", False)
             found = self._attack(problem, self._threat, noise)
         images = self.images.index_copy(0, chosen, found)
         self._known.append(images)
@@ -423,4 +228,20 @@ class Step:
     def _ask(self, participant: Participant, images: Tensor) -> Output:
         if not any(images is known for known in self._known):
             return Output(participant, images)
-        return self._said.setdefault((id(participant), id(images)), Output(participant, images))
+        known = participant.recall if images is self.images else None
+        return self._said.setdefault(
+            (id(participant), id(images)),
+            Output(
+                participant,
+                images,
+                lambda: self._mates(participant),
+                known and (lambda: known(self._samples)),
+            ),
+        )
+
+    def _mates(self, participant: Participant) -> Iterable[Output]:
+        """The batch's outputs of one model, where computing them together changes none of them. While an attack is
+        under way nobody knows whether the others will be wanted."""
+        if self._attacking or not participant.shares_forwards:
+            return ()
+        return [said for said in self._said.values() if said._participant is participant]

@@ -16,8 +16,8 @@ from advdistill.engine.data import Dataset, Split
 from advdistill.engine.evaluate import Bench, split_reader
 from advdistill.engine.judge import Judge
 from advdistill.engine.model import VisionLanguageModel
+from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.protocol import RANKS, Protocol
-from advdistill.engine.step import Participant, Seen
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, UsageError
 from advdistill.recipe.model import Threat as ThreatFields

@@ -226,7 +226,7 @@ class Check:
             self.fail(("train", "epochs"), f"give steps or epochs, not both ({train.steps} and {train.epochs})")
         elif not train.steps and not train.epochs:
             self.fail(("train",), "says not how long to train", hint="Give train.steps or train.epochs.")
-        if train.batch_size % train.accumulate:
+        if train.accumulate != "auto" and train.batch_size % train.accumulate:
             message = f"{train.accumulate} equal portions do not make a batch of {train.batch_size}"
             self.fail(("train", "accumulate"), message)
 

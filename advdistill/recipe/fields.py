@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -42,6 +43,40 @@ def format_distance(value: float) -> str:
     text = f"{float(levels):g}/255"
     return text if parse_distance(text) == value else repr(value)
 
+
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_size(value: Any) -> int:
+    """A number of bytes: `"2 GiB"`, `"500MiB"`, or a whole number.
+
+    Raises:
+        ValueError: not such a number, or negative.
+    """
+    written = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?i?B?)\s*", str(value))
+    if isinstance(value, bool) or not written or written[2] not in _UNITS:
+        raise ValueError(f"{value!r} is no number of bytes; write it like 2 GiB")
+    try:
+        return int(float(written[1]) * _UNITS[written[2]])
+    except ValueError:
+        raise ValueError(f"{value!r} is no number of bytes; write it like 2 GiB") from None
+
+
+def format_size(value: int) -> str:
+    """The shortest spelling that parses back to the same number of bytes."""
+    unit = max((unit for unit, size in _UNITS.items() if value % size == 0), key=_UNITS.__getitem__)
+    return f"{value // _UNITS[unit]} {unit}" if value and unit not in ("", "B") else str(value)
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.]+ *([KMGT]iB)?$"}]}
+    ),
+]
+"""A number of bytes, written `2 GiB` in recipes."""
 
 PixelDistance = Annotated[
     float,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from advdistill.hooks.specs import Norm
-from advdistill.recipe.fields import Config, PixelDistance
+from advdistill.recipe.fields import Bytes, Config, PixelDistance
 
 FORMAT = 1
 
@@ -111,17 +111,34 @@ class Train(Config):
     """Passes over the training data."""
     batch_size: Positive = 64
     """Images in one optimizer step, over all processes and accumulated portions together."""
-    accumulate: Positive = 1
-    """Portions that a batch is worked through in, to save memory; divides `batch_size`."""
+    accumulate: Positive | Literal["auto"] = 1
+    """Portions that a batch is worked through in, to save memory; `auto`: as few as fit. Changes no number, but for
+    what draws at random inside models (dropout)."""
     eps_warmup: NotNegative = 0.0
     """The training attack's radius grows evenly from 0 to `threat.eps`: over this share of all steps if below 1, from 1
     on over this number of steps. Keeps adversarial training from scratch from collapsing."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the towers; pixels and losses are always fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Arithmetic of the towers in training; `auto`: bf16 on CUDA, else fp32. Pixels, normalisation, patch embedding,
+    logits and losses are always fp32, and so is every evaluation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    workers: Natural = 0
-    """Processes that decode images; 0: the training process itself."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch compiles the towers; `auto`: on CUDA. Where it fails they run as they are, and the run says so."""
+    class_chunk: Natural | Literal["auto"] = "auto"
+    """Class features are computed for so many classes at a time, and once more in the backward pass, so that memory
+    does not grow with their number; 0: all at once; `auto`: at most 1,024 at a time. Changes no number."""
+    cache_teachers: Literal["off", "memory", "disk"] = "memory"
+    """What frozen teachers say of images that are not augmented is found once, where there is more than one epoch, and
+    kept in memory, or on disk for later runs too."""
+    cache_dir: str = "~/.cache/advdistill/teachers"
+    """Folder of what is kept on disk."""
+    cache_limit: Bytes = Field(2 * 2**30, validate_default=False)
+    """What would take more is not kept."""
+    keep_images: Bytes = Field(2 * 2**30, validate_default=False)
+    """Decoded training images stay in memory, 8 bits a value, if they take no more than this; 0: they never do."""
+    workers: Natural | Literal["auto"] = "auto"
+    """Processes that decode images; 0: the training process itself; `auto`: as many as there are cores, at most 8,
+    where image files do not stay in memory."""
 
 
 class Probe(Config):

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdistill.engine.attack import Attack, Noise, Problem
+from advdistill.engine.attack import Attack, Problem
 from advdistill.engine.data import ArraySplit, Dataset, Split, seeded
 from advdistill.engine.model import Factored
+from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError
 from advdistill.recipe.fields import Config

@@ -132,14 +132,9 @@ class FileSplit(Split):
     def __init__(self, root: Path, ids: Sequence[str], labels: Tensor, config: configs.Images) -> None:
         self.root, self.ids, self.labels, self.config = root, ids, labels, config
 
-    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
+    def load(self, index: int) -> Tensor:
         image, size = decode(self.root / self.ids[index]), self.config.size
-        if generator is not None and self.config.augment == "crop-flip":
-            box = random_crop(*image.size, generator)
-            image = F.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC)
-            if torch.rand((), generator=generator) < 0.5:
-                image = F.horizontal_flip(image)
-        elif self.config.resize == "squash":
+        if self.config.resize == "squash":
             image = F.resize(image, [size, size], InterpolationMode.BICUBIC)
         else:
             image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size, size])

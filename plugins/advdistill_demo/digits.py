@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from advdistill import ArraySplit, ClassSet, DataError, Dataset, Split, few_shot, partition
+from advdistill import ArraySplit, ClassSet, DataError, Dataset, Noise, Split, few_shot, partition
 from advdistill_demo import configs
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -23,15 +23,18 @@ class Shifted(ArraySplit):
 
     def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str], reach: int) -> None:
         super().__init__(images, labels, ids)
-        self._reach = reach
+        self._reach, self.augments = reach, reach > 0
 
-    def load(self, index: int, generator: torch.Generator | None = None) -> Tensor:
-        image = super().load(index)
-        if generator is None or not self._reach:
-            return image
-        padded = F.pad(image.unsqueeze(0), (self._reach,) * 4, mode="replicate")[0]
-        top, left = torch.randint(2 * self._reach + 1, (2,), generator=generator).tolist()
-        return padded[:, top : top + image.shape[1], left : left + image.shape[2]]
+    def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        if not self._reach:
+            return canvases
+        height, width = canvases.shape[-2:]
+        padded = F.pad(canvases, (self._reach,) * 4, mode="replicate")
+        moves = (noise.uniform((2, 1)) * (2 * self._reach + 1)).long()
+        rows = moves[:, 0] + torch.arange(height, device=moves.device)
+        columns = moves[:, 1] + torch.arange(width, device=moves.device)
+        taken = padded.gather(2, rows[:, None, :, None].expand(-1, 3, -1, padded.shape[3]))
+        return taken.gather(3, columns[:, None, None, :].expand(-1, 3, height, -1))
 
 
 class Digits(Dataset):

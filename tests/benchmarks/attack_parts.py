@@ -14,8 +14,8 @@ from advdistill.engine import build
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.outcomes import Column
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks
 

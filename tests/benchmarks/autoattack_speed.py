@@ -42,7 +42,7 @@ from advdistill_clip.text import encode_padded
 from torch import Tensor, nn
 
 from advdistill import ArraySplit, Attack, ClassSet, Noise, Problem, Threat
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.recipe.paths import resource
 
 EPS = {"plain": 16 / 255, "prompted": 1 / 255}

@@ -70,8 +70,8 @@ def child(count: int, folder: Path, batch: int, side: int) -> dict[str, Any]:
     from advdistill import ClassSet, Split, Threat
     from advdistill.engine.data import seeded
     from advdistill.engine.evaluate import Bench
+    from advdistill.engine.participant import Participant
     from advdistill.engine.protocol import Protocol
-    from advdistill.engine.step import Participant
     from advdistill.engine.store import Folder
     from advdistill.testing import ToyConfig, ToyDataset, ToyModel
     from advdistill.testing.toy import pattern

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from advdistill import ArraySplit, Noise
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from advdistill import ClassSet, Clock, Noise, Step, Threat, cross_entropy, kl
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 EPS, STEP, ATTACK_STEPS = 4 / 255, 1 / 255, 2
 

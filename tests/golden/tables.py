@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from advdistill import Attack, ClassSet, Clock, Noise, Problem, Step, Threat
 from advdistill.engine.data import Batch
 from advdistill.engine.model import Classes, Factored
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 SAMPLES, CLASSES, WIDTH = 5, 4, 3
 SCALES = {"student": 3.0, "clean": 4.0, "robust": 2.5, "original": 3.5, "proxy": 2.0, "third": 5.0}

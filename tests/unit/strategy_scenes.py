@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advdistill import Attack, Clock, Losses, Noise, Problem, Step, Strategy, Threat
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 

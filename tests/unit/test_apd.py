@@ -26,7 +26,7 @@ from torch import Tensor
 from advdistill import Clock, Losses, Noise, Step, Threat, cross_entropy, kl
 from advdistill.engine import fit
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.errors import RecipeError, RunError
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES

@@ -22,7 +22,7 @@ from advdistill_attacks.pgd import PGD
 from pydantic import ValidationError
 
 from advdistill import ClassSet, Noise, Problem, Threat, UsageError, kl
-from advdistill.engine.step import Participant, Seen
+from advdistill.engine.participant import Participant, Seen
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 
 LOGITS = {

@@ -31,7 +31,7 @@ from advdistill import ClassSet
 from advdistill.engine import checkpoint
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.examine import Examiner
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.errors import DataError, PluginError, RunError, UsageError
 from advdistill.testing import ToyConfig, ToyModel
 from advdistill.testing.toy import CLASSES

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from advdistill import ClassSet, UsageError
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 CLASSES = ClassSet(("cat", "ox", "a long name", "dog"), ("a photo of a {}.",))
 

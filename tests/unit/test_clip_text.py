@@ -25,7 +25,7 @@ from clip_parts import COCA, TEXT, Parts, settings, shake
 from torch import Tensor
 
 from advdistill import ClassSet, DataError, UsageError, VisionLanguageModel
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 
 NAMES = ("cat", "ox", "a long name", "cab", "Käse", "dog")
 TEMPLATE = "a photo of a {}."

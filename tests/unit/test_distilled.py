@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from advdistill import Noise, Problem, Seen, Threat, UsageError, cross_entropy, kl
 from advdistill.engine.build import component
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.errors import UserError
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks

@@ -36,8 +36,8 @@ from advdistill.engine.doubt import combined, diagnose, from_columns
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.indicator import Indicator, counted, unknown
 from advdistill.engine.outcomes import Column, Evaluation
+from advdistill.engine.participant import Participant
 from advdistill.engine.probes import MEANS, PROBES, probe
-from advdistill.engine.step import Participant
 from advdistill.engine.subject import Subject, Target
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks

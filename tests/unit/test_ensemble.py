@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from advdistill import Attack, ClassSet, Noise, Problem, Threat, UsageError, cross_entropy
 from advdistill.engine.build import component
 from advdistill.engine.evaluate import Bench
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel

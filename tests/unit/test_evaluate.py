@@ -28,8 +28,8 @@ from advdistill import Attack, ClassSet, Noise, Problem, Threat
 from advdistill.engine.count import Count
 from advdistill.engine.data import ArraySplit, Batch, Split
 from advdistill.engine.evaluate import Bench, Results, evaluate, split_reader
+from advdistill.engine.participant import Manner, Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 
@@ -256,7 +256,7 @@ def test_a_stored_row_stands_in_where_everything_is_the_same() -> None:
     assert not taken(splits=splits(wrong=3))
     assert not taken(participant(ClassSet(CLASSES.names, ("an image of {}.",))))
     assert not taken(participant(ClassSet(tuple(reversed(CLASSES.names)), CLASSES.templates)))
-    assert taken(participant(bf16=True))  # what is measured is measured in full precision
+    assert taken(participant(manner=Manner("bf16")))  # what is measured is measured in full precision
 
 
 def test_a_run_in_bf16_is_measured_in_full_precision() -> None:
@@ -265,7 +265,7 @@ def test_a_run_in_bf16_is_measured_in_full_precision() -> None:
             found = super().features(images)
             return found @ torch.eye(found.shape[1])  # what autocast rounds
 
-    full, half = (Participant(Linear(ToyConfig()), CLASSES, bf16=bf16) for bf16 in (False, True))
+    full, half = (Participant(Linear(ToyConfig()), CLASSES, manner=Manner(precision)) for precision in ("fp32", "bf16"))
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(full.logits(images), half.logits(images))
     with half.deployed():

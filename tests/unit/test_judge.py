@@ -35,8 +35,8 @@ from advdistill.engine.data import ArraySplit
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.judge import PORTION, Judge, quantise
 from advdistill.engine.outcomes import Outcome
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.engine.subject import subject
 from advdistill.hooks.registry import default_registry
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel

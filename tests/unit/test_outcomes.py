@@ -39,8 +39,8 @@ from advdistill.engine.count import Count
 from advdistill.engine.data import ArraySplit, stratified
 from advdistill.engine.evaluate import Bench, Results
 from advdistill.engine.outcomes import FILE, Column, Evaluation, Outcome
+from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant, Seen
 from advdistill.engine.subject import Target
 from advdistill.errors import DataError, RunError, UsageError
 from advdistill.hooks.registry import default_registry

@@ -26,8 +26,8 @@ from advdistill import AttackSpec, ClassSet, Threat
 from advdistill.engine import build
 from advdistill.engine.data import ArraySplit, Split, stratified
 from advdistill.engine.evaluate import Bench
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import RANKS, Attacker, Protocol, key
-from advdistill.engine.step import Participant
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import KNOWLEDGE
 from advdistill.recipe.resolve import resolve_blocks

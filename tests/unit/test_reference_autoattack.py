@@ -48,7 +48,7 @@ def scene():
     from advdistill_demo.digits import Digits as Data
 
     from advdistill.engine.checkpoint import open_checkpoint
-    from advdistill.engine.step import Participant
+    from advdistill.engine.participant import Participant
 
     data = Data(Config())
     opened = open_checkpoint("advdistill_demo:adversarial_ce.safetensors", default_registry())

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from advdistill import Attack, Clock, Noise, Problem, Step, Threat, cross_entropy, kl, same_width
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.errors import UsageError
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES

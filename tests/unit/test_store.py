@@ -28,8 +28,8 @@ from advdistill.engine.attack import Tally
 from advdistill.engine.data import ArraySplit, Split
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.outcomes import Column, Outcome
+from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.engine.step import Participant
 from advdistill.engine.store import Folder, Memory, Pack, Store
 from advdistill.errors import DataError
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel

@@ -18,7 +18,7 @@ from strategy_tables import table
 
 from advdistill import Clock, Noise, Step, Strategy, Threat, cross_entropy, kl
 from advdistill.engine.data import Batch
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.testing import ToyAttack, ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 

@@ -21,7 +21,7 @@ from advdistill_attacks.wrappers import BPDA, EOT, Unrolled
 
 from advdistill import Attack, Noise, Problem, Threat, UsageError
 from advdistill.engine.build import component
-from advdistill.engine.step import Participant, Seen
+from advdistill.engine.participant import Participant, Seen
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import resolve_blocks
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advdistill import ClassSet, Dataset, Factored, VisionLanguageModel
 from advdistill.engine.evaluate import split_reader
-from advdistill.engine.step import Participant
+from advdistill.engine.participant import Participant
 from advdistill.engine.subject import Subject, Target, undefended
 from advdistill.hooks.registry import default_registry
 
