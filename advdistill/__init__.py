@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         Warned,
     )
     from advdistill.engine.losses import cross_entropy, kl
-    from advdistill.engine.model import Factored, VisionLanguageModel
+    from advdistill.engine.model import Encoded, Factored, VisionLanguageModel
     from advdistill.engine.noise import Noise
     from advdistill.engine.participant import Seen
     from advdistill.engine.splits import few_shot, partition
@@ -60,6 +60,7 @@ _LAZY = {
     "Config": "recipe.fields",
     "Count": "engine.count",
     "Dataset": "engine.data",
+    "Encoded": "engine.model",
     "Event": "engine.events",
     "Examples": "engine.events",
     "Factored": "engine.model",
@@ -110,6 +111,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DatasetSpec",
+    "Encoded",
     "Event",
     "Examples",
     "Factored",

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from advdistill.engine.model import Factored
+from advdistill.engine.model import Encoded
 
 
 class Compiled:
@@ -17,7 +17,7 @@ class Compiled:
         model: on its device.
     """
 
-    def __init__(self, model: Factored) -> None:
+    def __init__(self, model: Encoded) -> None:
         self._model = model
         self._compiled = torch.compile(model.features, dynamic=False)
 

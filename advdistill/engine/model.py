@@ -1,7 +1,8 @@
 """The contract of everything that looks at images: teachers, students, defended models.
 
-`predict` is all that attacks, evaluation and exported modules rely on. `Factored` adds what makes training fast:
-class features depend on parameters only, so that one encoding serves a whole optimizer step.
+`predict` is all that attacks, evaluation and exported modules rely on. `Encoded` adds what makes training fast: what is
+known of the classes depends on parameters only, so that one encoding serves a whole optimizer step. `Factored` adds
+what methods look at: features of images and classes in one space.
 """
 
 from __future__ import annotations
@@ -162,20 +163,19 @@ class VisionLanguageModel(nn.Module, ABC):
         return next(self.parameters()).device
 
 
-class Factored(VisionLanguageModel):
-    """A model whose logits factor into image features and class features, as in CLIP.
+class Encoded(VisionLanguageModel):
+    """A model that looks at images and at classes apart, and compares them last.
 
     Attributes:
-        width: D, of image and class features.
         classifier_learns: `classifier` depends on something that `learned` holds; else it is computed once a run.
     """
 
-    width: int
     classifier_learns: bool = False
 
     @abstractmethod
     def classifier(self, classes: Classes, rows: Tensor | None = None) -> Tensor:
-        """(C, D) unit-norm class features, or those of the classes in `rows` (long) alone; float32."""
+        """(C, ...) float32, what it knows of the classes, or of those in `rows` (long, on the CPU) alone; each class's
+        part depends on that class only."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -183,7 +183,18 @@ class Factored(VisionLanguageModel):
 
     @abstractmethod
     def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
-        """(B, D), (C, D) -> (B, C): cosine similarities times this model's own stored scale."""
+        """(B, D), (C, ...) -> (B, C) float32."""
 
     def predict(self, images: Tensor, classes: Classes) -> Tensor:
         return self.logits(self.features(images), self.classifier(classes))
+
+
+class Factored(Encoded):
+    """A model whose logits factor into image features and class features, as in CLIP: `classifier` gives (C, D)
+    unit-norm class features, `logits` cosine similarities times this model's own stored scale.
+
+    Attributes:
+        width: D, of image and class features.
+    """
+
+    width: int

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advdistill.engine.class_features import AT_MOST, ClassFeatures
 from advdistill.engine.compiled import Compiled
 from advdistill.engine.distributed import ALONE, World
-from advdistill.engine.model import Factored, VisionLanguageModel
+from advdistill.engine.model import Encoded, Factored, VisionLanguageModel
 from advdistill.engine.timing import passed, phase
 from advdistill.engine.types import ClassSet
 from advdistill.errors import UsageError
@@ -76,7 +76,7 @@ class Participant:
         self.attacked = False
         self.recall: Callable[[Tensor], Tensor] | None = None
         self._manner, self._trains_meanwhile = manner, False
-        self._look = Compiled(model) if manner.compile and isinstance(model, Factored) else None
+        self._look = Compiled(model) if manner.compile and isinstance(model, Encoded) else None
         self._class_features = self._of_classes(self._classifier_learns, manner)
         self._when_deployed = self._of_classes(False, Manner(class_chunk=manner.class_chunk))
 
@@ -93,13 +93,13 @@ class Participant:
 
     @property
     def _classifier_learns(self) -> bool:
-        return self.learns and isinstance(self.model, Factored) and self.model.classifier_learns
+        return self.learns and isinstance(self.model, Encoded) and self.model.classifier_learns
 
     def _of_classes(self, learns: bool, manner: Manner) -> ClassFeatures:
         return ClassFeatures(self._encode, len(self.classes), learns, manner.class_chunk, manner.world)
 
     def _encode(self, rows: Tensor | None) -> Tensor:
-        assert isinstance(self.model, Factored)
+        assert isinstance(self.model, Encoded)
         # Class features serve the loss as well, so they are encoded in its mode, also where an attack asks first.
         mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
         with phase("class features"), mode, self._thawed(), self._autocast():
@@ -151,7 +151,7 @@ class Participant:
 
     def features(self, images: Tensor) -> Tensor:
         """(B, D) image features, not normalised."""
-        if not isinstance(self.model, Factored):
+        if not isinstance(self.model, Encoded):
             raise UsageError(f"{type(self.model).__name__} has no image features apart from its classes")
         with self._autocast():
             return _full(passed(self.name, self._look or self.model.features, images))
@@ -164,10 +164,10 @@ class Participant:
             features: gives this model's features of `images` where somebody has them already.
             constant: class features get no gradient.
         """
-        if not isinstance(self.model, Factored):
+        if not isinstance(self.model, Encoded):
             with self._autocast():
                 return _full(passed(self.name, lambda some: self.model.predict(some, self.prepared), images))
-        classifier = self.classifier()
+        classifier = self._class_features.look()
         return self.model.logits(
             features() if features else self.features(images), classifier.detach() if constant else classifier
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advdistill.engine.attack import Attack, Objective, Problem
 from advdistill.engine.data import Batch
-from advdistill.engine.model import Factored
+from advdistill.engine.model import Encoded
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.timing import phase
@@ -52,7 +52,7 @@ class Output:
     @property
     def logits(self) -> Tensor:
         """(B, C) at the model's own scale."""
-        if isinstance(self._participant.model, Factored):
+        if isinstance(self._participant.model, Encoded):
             said = partial(self._participant.logits, self._images, lambda: self.features)
             return self._look("logits", lambda: said(constant=self._participant.attacked))
         return self._look("logits", lambda: self._together("logits", self._participant.logits))

@@ -21,7 +21,7 @@ from advdistill.engine.attack import Attack, Objective, Problem
 from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Dataset
 from advdistill.engine.evaluate import Results
-from advdistill.engine.model import Factored, VisionLanguageModel
+from advdistill.engine.model import Encoded, Factored, VisionLanguageModel
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.step import Step
@@ -330,8 +330,8 @@ def check_model(model: VisionLanguageModel, classes: ClassSet = CLASSES, *, tole
         model.eval()
         _check_predict(model, classes, tolerance, told)
         _check_learned(model, classes, told)
-        if isinstance(model, Factored):
-            _check_factored(model, classes, tolerance, told)
+        if isinstance(model, Encoded):
+            _check_encoded(model, classes, tolerance, told)
         _check_modes(model, told)
         _check_description(model, told)
     finally:
@@ -378,18 +378,20 @@ def _check_predict(model: VisionLanguageModel, classes: ClassSet, tolerance: flo
         demand(gradient.flatten(1).any(1).all(), told + "it says it is differentiable, but no gradient reaches pixels")
 
 
-def _check_factored(model: Factored, classes: ClassSet, tolerance: float, told: str) -> None:
+def _check_encoded(model: Encoded, classes: ClassSet, tolerance: float, told: str) -> None:
     prepared, images = model.prepare(classes), _images(model.image_size)
     with torch.no_grad():
         rows, features = model.classifier(prepared), model.features(images)
         some = model.classifier(prepared, torch.tensor([1, 0]))
-        factored, whole = model.logits(features, rows), model.predict(images, prepared)
-    demand(rows.ndim == 2 and len(rows) == len(classes), told + f"classifier must be (C, D), not {tuple(rows.shape)}")
-    demand(features.shape == (3, rows.shape[1]), told + f"features must be (B, D), not {tuple(features.shape)}")
+        apart, whole = model.logits(features, rows), model.predict(images, prepared)
+    demand(len(rows) == len(classes), told + f"classifier must have classes first, not {tuple(rows.shape)}")
+    demand(features.ndim == 2 and len(features) == 3, told + f"features must be (B, D), not {tuple(features.shape)}")
     demand(rows.dtype == features.dtype == torch.float32, told + "classifier and features must be float32")
-    demand((rows.norm(dim=1) - 1).abs().max() < 1e-4, told + "class features must have norm 1")
     demand(_close(some, rows[[1, 0]], 1e-5), told + "classifier(rows) differs from the rows of classifier()")
-    demand(_close(factored, whole, tolerance), told + "predict differs from logits(features, classifier)")
+    demand(_close(apart, whole, tolerance), told + "predict differs from logits(features, classifier)")
+    if isinstance(model, Factored):
+        demand(rows.shape[1:] == features.shape[1:], told + f"classifier must be (C, D), not {tuple(rows.shape)}")
+        demand((rows.norm(dim=1) - 1).abs().max() < 1e-4, told + "class features must have norm 1")
     learned = [t.requires_grad_() for t in model.learned().values() if isinstance(t, nn.Parameter)]
     with torch.enable_grad():
         encoded = model.classifier(prepared)

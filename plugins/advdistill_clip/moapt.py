@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advdistill import ClassSet, VisionLanguageModel
+from advdistill import ClassSet, Encoded
 from advdistill_clip import configs
 from advdistill_clip.loading import Base, load_base
 from advdistill_clip.models import Clip
@@ -17,7 +17,7 @@ from advdistill_clip.text import Sentences
 from advdistill_clip.visual import full_precision
 
 
-class ClipMoapt(VisionLanguageModel):
+class ClipMoapt(Encoded):
     """Mixture of Adversarial Prompt Tuning (arXiv 2505.17509): class features differ from image to image.
 
     The paper's abstract says no more than that a router maps the image feature to the weights of several text prompts;
@@ -26,9 +26,11 @@ class ClipMoapt(VisionLanguageModel):
         t_kc = unit(text(prompt k, class c))    w = softmax(W2 relu(W1 z))    z = unit(image)
         logit_c = scale * <z, unit(sum_k w_k t_kc)>
 
-    It is not `Factored`: no class features hold for all images. `predict` encodes those of every prompt once, and takes
-    the norm of a mixture from the prompts' inner products, so that no (B, C, D) tensor arises.
+    It is not `Factored`: no class features hold for all images. What it knows of a class is t_kc for all K prompts,
+    (C, K, D); the norm of a mixture comes from the prompts' inner products, so that no (B, C, D) tensor arises.
     """
+
+    classifier_learns = True
 
     def __init__(self, base: Base, config: configs.Moapt) -> None:
         super().__init__()
@@ -62,13 +64,18 @@ class ClipMoapt(VisionLanguageModel):
         """(B, D) unit-norm image features -> (B, K) how much each prompt counts; they sum to 1."""
         return F.softmax(self.router(features), dim=-1)
 
-    def predict(self, images: Tensor, classes: list[Sentences]) -> Tensor:
-        features = F.normalize(self.clip.features(images), dim=-1)
-        each = torch.stack([model.classifier(classes) for model in self.prompted], dim=1)
-        with full_precision(images.device):
-            weights = self.weights(features)
-            mixed = torch.einsum("bk,bkc->bc", weights, torch.einsum("bd,ckd->bkc", features, each))
-            inner = torch.einsum("ckd,cld->ckl", each, each)
+    def classifier(self, classes: list[Sentences], rows: Tensor | None = None) -> Tensor:
+        return torch.stack([model.classifier(classes, rows) for model in self.prompted], dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.clip.features(images)
+
+    def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
+        with full_precision(features.device):
+            unit = F.normalize(features, dim=-1)
+            weights = self.weights(unit)
+            mixed = torch.einsum("bk,bkc->bc", weights, torch.einsum("bd,ckd->bkc", unit, classifier))
+            inner = torch.einsum("ckd,cld->ckl", classifier, classifier)
             square = torch.einsum("bk,ckl,bl->bc", weights, inner, weights)
             return self.clip.model.logit_scale.exp() * mixed / square.clamp_min(1e-12).sqrt()
 

@@ -3,7 +3,7 @@
 - its logits are those of the mixture written out, (B, C, D) and all; every prompt and the router learn,
   each from a draw of its own;
 - an attack sees through the router;
-- every prompt's class features are encoded once a look, whatever the number of images;
+- every prompt's class features are encoded once a look, whatever the number of images, and once in a whole step;
 - it keeps the contract without being `Factored`: trained under attack, evaluated, stored and loaded with the
   same answers; strategies that need features of its own say so.
 """
@@ -25,6 +25,7 @@ from clip_parts import Parts, images, settings, shake
 from torch import Tensor
 
 from advdistill import ClassSet, Factored, UsageError, load
+from advdistill.engine.participant import Participant
 from advdistill.testing import check_model
 from advdistill.testing.toy import CLASSES as TOY_CLASSES
 from advdistill.testing.toy import ToyDataset
@@ -108,9 +109,27 @@ def test_an_attack_sees_through_the_router(parts):
 def test_prompts_are_encoded_once_a_look(parts, monkeypatch, count):
     model, calls = student(parts), []
     original = ClipPrompts.classifier
-    monkeypatch.setattr(ClipPrompts, "classifier", lambda self, classes: calls.append(self) or original(self, classes))
+    monkeypatch.setattr(ClipPrompts, "classifier", lambda self, *given: calls.append(self) or original(self, *given))
     model.predict(images(count), model.prepare(CLASSES))
     assert calls == list(model.prompted)
+
+
+def test_prompts_are_encoded_once_a_step(parts, monkeypatch):
+    taking_part, calls = Participant(student(parts), CLASSES, learns=True), []
+    original = ClipPrompts.classifier
+    monkeypatch.setattr(ClipPrompts, "classifier", lambda self, *given: calls.append(self) or original(self, *given))
+    x = images(3)
+    with taking_part.under_attack():
+        for _ in range(2):
+            pixels = x.clone().requires_grad_()
+            torch.autograd.grad(taking_part.logits(pixels, constant=True)[:, 0].sum(), pixels)
+    taking_part.logits(x).square().sum().backward()
+    taking_part.settle()
+    assert calls == list(taking_part.model.prompted)
+    plain = student(parts)
+    plain.predict(x, plain.prepare(CLASSES)).square().sum().backward()
+    for name, tensor in plain.learned().items():
+        torch.testing.assert_close(taking_part.trainable[name].grad, tensor.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_it_keeps_the_contract_without_being_factored(parts):
