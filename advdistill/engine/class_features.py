@@ -45,7 +45,7 @@ class ClassFeatures:
         return self._handed
 
     def settle(self) -> None:
-        """Carry the gradients that the leaf collected into the parameters, and forget."""
+        """Carry the gradients that the leaf collected into the parameters, once; then it is time to `forget`."""
         if self._learns and self._handed is not None and self._mine is not None:
             gradient = self._handed.grad
             # Everybody takes part in the sum, also who has nothing to add.
@@ -54,7 +54,6 @@ class ClassFeatures:
                 self._world.sum([gradient])
             if gradient is not None:
                 self._mine.backward(gradient[self._world.share(self._count)])
-        self.forget()
 
     def forget(self) -> None:
         """An optimizer step has made them old."""

@@ -161,7 +161,7 @@ MUTANTS = (
     Mutant(
         "stale-class-features",
         "prompts have learned, and the class features of the step before are used",
-        f"{HOST}/step.py",
+        f"{HOST}/participant.py",
         "if self._classifier_learns or self.ema:",
         "if self.ema:",
         (f"{UNIT}/test_step.py::test_class_features_are_encoded_once_a_step",),
@@ -169,7 +169,7 @@ MUTANTS = (
     Mutant(
         "hand-prompt-attacked",
         "the attack classifies with the undefended model's prompts, the verdict with the learned ones",
-        f"{HOST}/step.py",
+        f"{HOST}/participant.py",
         "features() if features else self.features(images), classifier.detach() if constant else classifier",
         "features() if features else self.features(images), "
         "self.model.undefended().classifier(self.prepared) if constant else classifier",
@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant(
         "train-mode",
         "the model is measured in training mode",
-        f"{HOST}/step.py",
+        f"{HOST}/participant.py",
         "with exact(), self.model.evaluated(), self._constant():",
         "with exact(), self._constant():",
         (f"{UNIT}/test_judge.py::test_what_is_in_training_is_attacked_and_judged_in_eval_mode",),
@@ -419,9 +419,9 @@ MUTANTS = (
     Mutant(
         "measured-in-bf16",
         "a run in bf16 is measured in bf16",
-        f"{HOST}/step.py",
-        "self._bf16, self._encoded, self._handed = False, None, None",
-        "self._encoded, self._handed = None, None",
+        f"{HOST}/participant.py",
+        "self._manner, self._look, self._class_features = Manner(), None, self._when_deployed",
+        "self._class_features = self._when_deployed",
         (f"{UNIT}/test_evaluate.py::test_a_run_in_bf16_is_measured_in_full_precision",),
     ),
     Mutant(
@@ -545,7 +545,7 @@ MUTANTS = (
     Mutant(
         "sorted-class-names",
         "a frozen model takes the class names in the order of the alphabet",
-        f"{HOST}/step.py",
+        f"{HOST}/participant.py",
         "self.prepared = model.prepare(self.classes)",
         "self.prepared = model.prepare(ClassSet(tuple(sorted(self.classes.names)), self.classes.templates))",
         (f"{UNIT}/test_judge.py::test_the_order_of_the_classes_changes_no_verdict",),
