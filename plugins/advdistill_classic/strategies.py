@@ -2,6 +2,8 @@
 
 KLs are summed over classes and averaged over samples; the released codes of ARD, RSLAD and (on CIFAR-10) AdaAD average
 over classes too, which only scales the loss where no cross-entropy stands beside it.
+
+What is wanted of a model is asked for before anybody looks at it, so that its views share one forward pass.
 """
 
 from __future__ import annotations
@@ -21,11 +23,10 @@ class ARD(Strategy):
 
     def step(self, s: Step) -> Losses:
         alpha, temperature = self.config.alpha, self.config.temperature
-        adversarial, robust = s.attack(), s.teacher("robust")(s.images)
-        terms = {"robust": Term(kl(robust, s.student(adversarial), temperature), alpha * temperature**2)}
+        student, robust, terms = s.student(s.attack()), s.teacher("robust")(s.images), {}
         if alpha < 1:
             terms["labels"] = Term(cross_entropy(s.student(s.images), s.labels), 1 - alpha)
-        return Losses(**terms)
+        return Losses(robust=Term(kl(robust, student, temperature), alpha * temperature**2), **terms)
 
 
 class RSLAD(Strategy):
@@ -37,11 +38,10 @@ class RSLAD(Strategy):
 
     def step(self, s: Step) -> Losses:
         robust = s.teacher("robust")(s.images)
-        adversarial = s.attack(lambda images, rows: kl(robust[rows], s.student(images)))
-        terms = {"adversarial": Term(kl(robust, s.student(adversarial)), self.config.adversarial_weight)}
+        student, terms = s.student(s.attack(lambda images, rows: kl(robust[rows], s.student(images)))), {}
         if self.config.clean_weight:
             terms["clean"] = Term(kl(robust, s.student(s.images)), self.config.clean_weight)
-        return Losses(**terms)
+        return Losses(adversarial=Term(kl(robust, student), self.config.adversarial_weight), **terms)
 
 
 class IAD(Strategy):
@@ -68,15 +68,14 @@ class IAD(Strategy):
     def first(self, s: Step) -> Losses:
         """IAD-I."""
         alpha, temperature = self.config.alpha, self.config.temperature
-        adversarial, report = s.attack(), {}
+        adversarial, terms, report = s.attack(), {}, {}
         robust, student = s.teacher("robust")(s.images), s.student(adversarial)
-        terms = {"robust": Term(kl(robust, student, temperature), alpha * temperature**2)}
         if self.introspective(s, 0.3):
             trust = report["trust"] = self.trust(s, adversarial)
             terms["self"] = Term(kl(s.student(s.images), student), alpha * (1 - trust))
         if alpha < 1:
             terms["labels"] = Term(cross_entropy(s.student(s.images), s.labels), 1 - alpha)
-        return Losses(report, **terms)
+        return Losses(report, robust=Term(kl(robust, student, temperature), alpha * temperature**2), **terms)
 
     def second(self, s: Step) -> Losses:
         """IAD-II."""
@@ -120,7 +119,7 @@ class AdaAD(Strategy):
     def step(self, s: Step) -> Losses:
         alpha, robust = self.config.alpha, s.teacher("robust")
         adversarial = s.attack(lambda images, rows: kl(robust(images), s.student(images)))
-        terms = {"adversarial": Term(kl(robust(adversarial), s.student(adversarial)), alpha)}
+        teacher, student, terms = robust(adversarial), s.student(adversarial), {}
         if alpha < 1:
             terms["clean"] = Term(kl(robust(s.images), s.student(s.images)), 1 - alpha)
-        return Losses(**terms)
+        return Losses(adversarial=Term(kl(teacher, student), alpha), **terms)

@@ -38,10 +38,10 @@ class TRADES(Strategy):
 
     def step(self, s: Step) -> Losses:
         clean = s.student(s.images)
-        adversarial = s.attack(lambda images, rows: kl(clean[rows], s.student(images)))
+        adversarial = s.student(s.attack(lambda images, rows: kl(clean[rows], s.student(images))))
         return Losses(
             clean=cross_entropy(clean, s.labels),
-            robust=Term(kl(clean, s.student(adversarial)), self.config.beta),
+            robust=Term(kl(clean, adversarial), self.config.beta),
         )
 
 
@@ -62,12 +62,12 @@ class FARE(Strategy):
     def step(self, s: Step) -> Losses:
         original = s.teacher("original")(s.images)
         adversarial = s.attack(lambda images, rows: squared(s.student(images).features, original[rows].features))
-        found = s.student(adversarial).features
+        student = s.student(adversarial)
         if self.config.form == "l2":
-            return Losses(features=squared(found, original.features))
+            return Losses(features=squared(student.features, original.features))
         if self.config.form == "cosine":
-            return Losses(features=1 - F.cosine_similarity(found, original.features))
-        clean = s.student(s.images).features
+            return Losses(features=1 - F.cosine_similarity(student.features, original.features))
+        clean, found = s.student(s.images).features, student.features
         both = F.cosine_similarity(found, clean.detach()) + F.cosine_similarity(clean, found.detach())
         return Losses(features=1 - both / 2)
 
@@ -86,13 +86,12 @@ class PMGAFT(Strategy):
 
     def step(self, s: Step) -> Losses:
         adversarial = s.attack()
-        student, config = s.student(adversarial), self.config
-        terms = {"student": Term(cross_entropy(student, s.labels))}
-        if config.original_weight:
-            terms["original"] = Term(kl(s.teacher("original")(adversarial), student), config.original_weight)
+        student, config, terms = s.student(adversarial), self.config, {}
         if config.clean_weight:
             terms["clean"] = Term(kl(s.student(s.images), student), config.clean_weight)
-        return Losses(**terms)
+        if config.original_weight:
+            terms["original"] = Term(kl(s.teacher("original")(adversarial), student), config.original_weight)
+        return Losses(student=cross_entropy(student, s.labels), **terms)
 
 
 class AGFT(Strategy):

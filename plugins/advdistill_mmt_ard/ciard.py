@@ -40,16 +40,17 @@ class CIARD(Strategy):
         adversarial = s.attack()
         images = {"robust": adversarial, "clean": s.images}
         looks = {role: s.teacher(role)(images[role]) for role in ROLES}
+        students = {role: s.student(images[role]) for role in ROLES}
+        misled = s.teacher("clean")(adversarial) if self.config.push else None
         shares: Mapping[str, float | Tensor] = dict.fromkeys(ROLES, 1.0)
         if self.config.weighting == "balanced":
             shares = self.balance(looks, s.labels)
         lessons = {
-            role: kl(looks[role].logits.detach() / self.balance.temperature(role), s.student(images[role]))
-            for role in ROLES
+            role: kl(looks[role].logits.detach() / self.balance.temperature(role), students[role]) for role in ROLES
         }
         terms = {role: Term(lessons[role], shares[role]) for role in ROLES}
-        if self.config.push:
-            terms["push"] = self.push(s.teacher("clean")(adversarial), s.student(adversarial), s.labels, lessons)
+        if misled:
+            terms["push"] = self.push(misled, students["robust"], s.labels, lessons)
         shown = {f"share/{name}": torch.as_tensor(term.weight) for name, term in terms.items()}
         if s.learns("robust") and s.clock.progress >= self.config.teacher_start:
             terms["teacher"] = Term(cross_entropy(looks["robust"], s.labels))

@@ -33,9 +33,10 @@ class MTARD(Strategy):
         adversarial = s.attack()
         images = {"robust": adversarial, "clean": s.images}
         looks = {role: s.teacher(role)(images[role]) for role in ROLES}
+        students = {role: s.student(images[role]) for role in ROLES}
         shares = self.weighting(looks, s.labels)
         terms = {
-            role: Term(kl(looks[role].logits / self.weighting.temperature(role), s.student(images[role])), shares[role])
+            role: Term(kl(looks[role].logits / self.weighting.temperature(role), students[role]), shares[role])
             for role in ROLES
         }
         shown = {f"share/{role}": share for role, share in shares.items()}

@@ -53,13 +53,13 @@ class MMTARD(Strategy):
     def step(self, s: Step) -> Losses:
         images = {"clean": s.images, "adversarial": s.attack(lambda images, rows: self.climb(s, images, rows))}
         looks = {role: s.teacher(role)(images[self.config.view(role)]) for role in s.roles if self.config.weight(role)}
+        students = {role: s.student(images[self.config.student_view(role)]) for role in looks}
         gated = self.config.gate != "modalities"
         shares = self.weighting(looks, s.labels) if gated else dict.fromkeys(looks, 1.0)
         reported = {f"share/{role}": share for role, share in shares.items()} if gated else {}
         terms = {}
         for role, teacher in looks.items():
-            student = s.student(images[self.config.student_view(role)])
-            value, parts = self.teach(role, teacher, student, s.labels)
+            value, parts = self.teach(role, teacher, students[role], s.labels)
             terms[role] = Term(value, self.config.weight(role) * shares[role])
             reported |= {f"share/{role}/{name}": part for name, part in parts.items()}
         if self.config.consistency:
