@@ -151,22 +151,10 @@ class Run:
         began, first = time.monotonic(), self.step
         if probe_every and self.step == 0:
             self._probe()
-        for batch in self._batches():
-            self._reseed()
-            self.parts.student.model.train()
-            rates = optim.set_rates(self.optimizer, self.recipe.optim.schedule, self.step, self.steps)
-            means: Counter[str] = Counter()
-            portions = [self._see(portion) for portion in self._portions(batch)]
-            for phase in self.parts.strategy.phases:
-                means.update(self._update(phase, portions))
-                self._halfway = True
-            self.step, self._halfway = self.step + 1, False
-            self.parts.strategy.updated(dict(means), self.clock)
-            for teacher in self.parts.teachers.values():
-                if teacher.ema:
-                    teacher.follow(self.parts.student)
+        for batch in self.batches():
+            means, rates = self.take(batch)
             pace = (time.monotonic() - began) / (self.step - first)
-            self.tell(StepDone(self.clock, dict(means), rates, self.size / pace, pace * (self.steps - self.step)))
+            self.tell(StepDone(self.clock, means, rates, self.size / pace, pace * (self.steps - self.step)))
             if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
                 self._probe()
             stopping = self.world.any(asked()) and self.step < self.steps
@@ -176,6 +164,24 @@ class Run:
                 self._save()
             if stopping:
                 self._stop()
+
+    def take(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        """One step of the run. Returns the means over the batch of every term and reported scalar, and the learning
+        rates."""
+        self._reseed()
+        self.parts.student.model.train()
+        rates = optim.set_rates(self.optimizer, self.recipe.optim.schedule, self.step, self.steps)
+        means: Counter[str] = Counter()
+        portions = [self._see(portion) for portion in self._portions(batch)]
+        for phase in self.parts.strategy.phases:
+            means.update(self._update(phase, portions))
+            self._halfway = True
+        self.step, self._halfway = self.step + 1, False
+        self.parts.strategy.updated(dict(means), self.clock)
+        for teacher in self.parts.teachers.values():
+            if teacher.ema:
+                teacher.follow(self.parts.student)
+        return dict(means), rates
 
     def _reseed(self) -> None:
         """What models draw at random in a step depends on the step and on who takes it, not on what was drawn before:
@@ -197,7 +203,7 @@ class Run:
                 self._give_up(f"{error.message}, at step {self.step + 1}")
             for name, value in losses.sums().items():
                 sums[name] = sums[name] + value if name in sums else value
-            with timing.phase("backward"):
+            with timing.backward():
                 (losses.total().sum() / self.size).backward()
             s.forget()
         self.world.sum(list(sums.values()))
@@ -243,7 +249,7 @@ class Run:
         full, grown = self.parts.threat, optim.length(self.recipe.train.eps_warmup, self.steps)
         return replace(full, eps=full.eps * (self.step + 1) / grown) if self.step < grown else full
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """From where the run stands to its last step."""
         train, seed = self.recipe.train, self.recipe.seed
         while self.step < self.steps:
@@ -316,7 +322,8 @@ class Run:
             self._save()
             kept = f"the state after step {self.step}"
         self.tell(RunStopped(self.clock, why, None))
-        raise RunError(why, f"{kept} is in {self.folder.path}; lower optim.lr or set optim.clip_norm")
+        where = f"{kept} is in {self.folder.path}; " if self.folder.ours else ""
+        raise RunError(why, f"{where}lower optim.lr or set optim.clip_norm")
 
     def _sound(self) -> bool:
         """Whether all that was learned is finite."""
@@ -330,7 +337,7 @@ class Run:
 
     def _save(self) -> None:
         """The checkpoint, then the resume point; a kill between the two costs nothing."""
-        if not self.world.main:
+        if not self.folder.ours:
             return
         self._write("last.safetensors")
         point = self.folder.resume_point
@@ -338,7 +345,7 @@ class Run:
         self.tell(Saved(point, self.clock))
 
     def _write(self, name: str, rows: list[Results] | None = None) -> None:
-        if not self.world.main:
+        if not self.folder.ours:
             return
         parts = self.parts
         facts = checkpoint.facts(self.recipe, parts.student, parts.record(), self.clock)

@@ -42,6 +42,11 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     @property
+    def ours(self) -> bool:
+        """Whether this process writes in it."""
+        return self._main
+
+    @property
     def resume_point(self) -> Path:
         """Where the state to go on from lies."""
         return self.path / "resume.safetensors"

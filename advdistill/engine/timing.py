@@ -1,4 +1,4 @@
-"""Where the seconds of a step go. Costs nothing while nobody watches."""
+"""Where the seconds of a step go, or what else a meter reads. Costs nothing while nobody watches."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+OTHER = "other"
+"""What belongs to nobody: losses, bookkeeping."""
+
 
 class Watch:
-    """Seconds by phase; a phase inside another one is not counted twice.
+    """What was spent in each phase; a phase inside another one is not counted twice.
 
     Attributes:
-        seconds: phase -> seconds so far. passes: (who, "forward" | "backward") -> images that went through.
+        spent: phase -> in the meter's unit. passes: (who, "forward" | "backward") -> images that went through.
+        attacks: those of the passes that an attack took; their backward goes to the pixels.
 
     Args:
-        device: whose work is waited for wherever a phase changes.
+        meter: what has been spent since some beginning.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds, self.passes = defaultdict[str, float](float), Counter[tuple[str, str]]()
-        self._device, self._phases, self._since = device, ["other"], time.perf_counter()
+    def __init__(self, meter: Callable[[], float]) -> None:
+        self.spent = defaultdict[str, float](float)
+        self.passes, self.attacks = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        self._meter, self._phases, self._returning, self._since = meter, [OTHER], False, meter()
 
     def turn(self) -> None:
-        """What has passed belongs to the phase on top."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[self._phases[-1]] += now - self._since
+        """What has been spent belongs to the phase on top."""
+        now = self._meter()
+        self.spent[self._phases[-1]] += now - self._since
         self._since = now
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What happens in here belongs to `name`; whatever models do under attack belongs to the attack, but class
         features, which the whole step uses, are always their own."""
-        if "attack" in self._phases and name != "class features":
+        if self.attacking and name != "class features":
             yield
             return
         self.turn()
@@ -48,20 +51,40 @@ class Watch:
             self.turn()
             self._phases.pop()
 
-    def becomes(self, name: str) -> None:
-        """From now on, until the present phase ends, time belongs to `name`."""
-        self.turn()
-        self._phases[-1] = name
+    @contextlib.contextmanager
+    def backward(self) -> Iterator[None]:
+        """A backward pass, which belongs to nobody until it comes to a model: autograd goes through what was computed
+        last first, so that from a model's output on it is that model's, until it comes to the next one's."""
+        with self.phase(OTHER):
+            self._returning = True
+            try:
+                yield
+            finally:
+                self._returning = False
+
+    @property
+    def attacking(self) -> bool:
+        """Whether an attack is under way."""
+        return "attack" in self._phases
+
+    def goes(self, who: str, way: str, images: int) -> None:
+        """So many images go through `who`, "forward" or "backward"."""
+        self.passes[who, way] += images
+        if self.attacking:
+            self.attacks[who, way] += images
+        if way == "backward" and self._returning:
+            self.turn()
+            self._phases[-1] = who
 
 
 _watch: Watch | None = None
 
 
 @contextlib.contextmanager
-def watched(device: torch.device) -> Iterator[Watch]:
-    """Everything inside is timed."""
+def watched(meter: Callable[[], float]) -> Iterator[Watch]:
+    """Everything inside is measured by `meter`, such as `clock`."""
     global _watch
-    before, _watch = _watch, Watch(device)
+    before, _watch = _watch, Watch(meter)
     try:
         yield _watch
     finally:
@@ -69,25 +92,35 @@ def watched(device: torch.device) -> Iterator[Watch]:
         _watch = before
 
 
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds; the device's work is waited for whenever they are read."""
+
+    def read() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
 def phase(name: str) -> contextlib.AbstractContextManager[None]:
     """Work that belongs to `name`, if somebody watches."""
     return _watch.phase(name) if _watch else contextlib.nullcontext()
 
 
+def backward() -> contextlib.AbstractContextManager[None]:
+    """A backward pass, if somebody watches; see `Watch.backward`."""
+    return _watch.backward() if _watch else contextlib.nullcontext()
+
+
 def passed(who: str, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """`look(images)`, `who`'s pass over them; its backward, where there is one, belongs to `who` as well."""
-    watch = _watch
+    watch, count = _watch, len(images)
     if watch is None:
         return look(images)
     with watch.phase(who):
         found = look(images)
-    watch.passes[who, "forward"] += len(images)
+    watch.goes(who, "forward", count)
     if found.requires_grad:
-
-        def arrives(gradient: Tensor) -> None:
-            watch.passes[who, "backward"] += len(images)
-            if "attack" not in watch._phases:
-                watch.becomes(who)
-
-        found.register_hook(arrives)
+        found.register_hook(lambda _: watch.goes(who, "backward", count))
     return found
