@@ -19,7 +19,8 @@ class ClassFeatures:
 
     They are handed out as a leaf, which collects everybody's gradients; `settle` carries the sum into the parameters.
     More than `chunk` classes are encoded a chunk at a time, and again in `settle` (all but the last), so that no more
-    than one chunk's graph is ever held. Each process encodes its share of the classes.
+    than one chunk's graph is ever held. Each process encodes its share of the classes. What models draw at random while
+    they encode (dropout) is drawn again alike in `settle`; other chunks draw otherwise.
 
     Args:
         encode: classes (n,) long, on the CPU, or None for all -> (n, D), with a graph where gradients are on.
@@ -27,12 +28,21 @@ class ClassFeatures:
         learns: whether a graph is wanted.
         chunk: classes at a time; 0: all.
         world: who takes part.
+        device: where `encode` computes.
     """
 
     def __init__(
-        self, encode: Callable[[Tensor | None], Tensor], count: int, learns: bool, chunk: int = 0, world: World = ALONE
+        self,
+        encode: Callable[[Tensor | None], Tensor],
+        count: int,
+        learns: bool,
+        chunk: int = 0,
+        world: World = ALONE,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._encode, self._count, self._learns, self._chunk, self._world = encode, count, learns, chunk, world
+        # `checkpoint` restores the generators of the devices that its arguments lie on; classes lie on the CPU.
+        self._place = torch.empty(0, device=device)
         self._mine: Tensor | None = None
         self._handed: Tensor | None = None
 
@@ -68,6 +78,6 @@ class ClassFeatures:
         for number, classes in enumerate(mine.tensor_split(pieces)):
             if self._learns and number < pieces - 1:
                 # The last piece's graph may stay: it is the first to be used and freed.
-                yield checkpoint(self._encode, classes, use_reentrant=False)
+                yield checkpoint(lambda some, _: self._encode(some), classes, self._place, use_reentrant=False)
             else:
                 yield self._encode(classes)

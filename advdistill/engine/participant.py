@@ -96,7 +96,9 @@ class Participant:
         return self.learns and isinstance(self.model, Encoded) and self.model.classifier_learns
 
     def _of_classes(self, learns: bool, manner: Manner) -> ClassFeatures:
-        return ClassFeatures(self._encode, len(self.classes), learns, manner.class_chunk, manner.world)
+        return ClassFeatures(
+            self._encode, len(self.classes), learns, manner.class_chunk, manner.world, self.model.device
+        )
 
     def _encode(self, rows: Tensor | None) -> Tensor:
         assert isinstance(self.model, Encoded)

@@ -340,6 +340,7 @@ class Sentences:
         self.device = device
         self.contexts = contexts
         self.pack: Pack | None = None
+        self._packs: dict[bytes, Pack] = {}
         if tower is not None and tower.packable:
             self._ids = [tuple(row[: tower.end(row) + 1]) for row in ids]
             self._shared = _common(self._ids) if contexts is None else start
@@ -364,10 +365,15 @@ class Sentences:
             return torch.cat(
                 [encode_padded(model, padded[some], _of(prompts, some), self.start, adapters) for some in chunks]
             )
-        pack = self.pack
-        if rows is not None:
-            pack = Pack.of([self._ids[i] for i in rows.tolist()], self._shared, self.device)
+        pack = self.pack if rows is None else self._pack_of(rows)
         return encode_packed(tower_of(model), pack, prompts, self.start, adapters)
+
+    def _pack_of(self, rows: Tensor) -> Pack:
+        """Packed once: the same chunks of classes are asked for at every step."""
+        key = rows.cpu().numpy().tobytes()
+        if key not in self._packs:
+            self._packs[key] = Pack.of([self._ids[i] for i in rows.tolist()], self._shared, self.device)
+        return self._packs[key]
 
 
 def _of(prompts: Tensor | None, classes: Tensor) -> Tensor | None:
