@@ -21,7 +21,6 @@ from run_parts import merged
 from torch import Tensor
 
 from advdistill.engine import build
-from advdistill.engine.events import Event, StepDone
 from advdistill.engine.fit import Run
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.participant import Participant
@@ -96,7 +95,7 @@ class Counts:
         self.restart()
 
     def restart(self) -> None:
-        """A new step begins."""
+        """Another step begins."""
         self.passes = defaultdict[tuple[str, str], list[tuple[str, int]]](list)
         self.of_step = defaultdict[str, Counter[str]](Counter)
 
@@ -176,21 +175,17 @@ def second_step(folder: Path, name: str, shares: bool = True, **changes: Any) ->
     made = folder / "short.yaml"
     made.write_text(yaml.safe_dump(merged(tree, changes)))
     recipe, counts = build.settled(load_recipe(made)), Counts()
-
-    def tell(event: Event) -> None:
-        if isinstance(event, StepDone) and event.clock.step == 1:
-            counts.restart()
-
     with RunFolder(recipe, resume=False, overwrite=False) as at:
-        run = Run(recipe, default_registry(), at, tell)
+        run = Run(recipe, default_registry(), at, lambda event: None)
         everybody = {"student": run.parts.student, **run.parts.teachers}
         for role, participant in everybody.items():
             counts.watch(role, participant)
             participant.model.batch_independent = shares
         if run.parts.attack:
             run.parts.attack.run = counts.during(run.parts.attack.run)  # type: ignore[method-assign]
-        at.begin()
-        run._learn(lambda: False)
+        for batch in run.batches():
+            counts.restart()
+            run.take(batch)
     return counts, everybody
 
 
