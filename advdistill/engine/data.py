@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError, UserError
+from advdistill.errors import DataError, RunError, UserError
+
+MOST_WORKERS = 8
+WORTH_WORKERS = 256
+"""Fewer images are decoded in about the time that processes take to start and to be fed."""
 
 
 class Split(ABC):
@@ -47,18 +52,23 @@ class Split(ABC):
         """
 
     def canvas(self, index: int) -> Tensor:
-        """What `augment` starts from, (3, H', W') uint8 or float32 in [0, 1], alike for all; by default the image."""
+        """What `augment` starts from, (3, H', W') uint8 or float32 in [0, 1], the same H' and W' for all and the same
+        pixels every time; by default the image.
+
+        Raises:
+            DataError: as `load`.
+        """
         return self.load(index)
 
     def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
         """Training views, all samples in one pass on their device; by default what they are made from.
 
         Args:
-            canvases: (B, 3, H', W') float32 in [0, 1].
-            noise: the only source of randomness.
+            canvases: (B, 3, H', W') float32 in [0, 1]; not to be changed.
+            noise: the only source of randomness, so that a view depends on its own sample and on the epoch alone.
 
         Returns:
-            (B, 3, H, W) float32 in [0, 1].
+            (B, 3, H, W) float32 in [0, 1]; where `augments` is False, the images.
         """
         return canvases
 
@@ -69,6 +79,16 @@ class Split(ABC):
         for index in range(0, len(self), max(len(self) // 256, 1)):
             image = self.load(index)
             found.update(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of all that the images are made from: changes when any of them does. By default of every pixel that
+        `load` gives; a split that decodes overrides it by something that need not look at all pixels."""
+        found = hashlib.sha256(self.digest.encode())
+        for index in range(len(self)):
+            image = self.load(index)
+            found.update(f"{tuple(image.shape)}{image.dtype}".encode() + image.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
     @cached_property
@@ -163,6 +183,10 @@ class _Classes(Split):
     def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
         return self._whole.augment(canvases, noise)
 
+    @cached_property
+    def version(self) -> str:
+        return hashlib.sha256(f"{self._whole.version}/{self.digest}".encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -210,77 +234,166 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(count // batch_size, 1)
 
 
-Sample = tuple[Tensor, int, int]
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """(n, 3, H, W) uint8 or float32 of n images, as splits give them.
+
+    Raises:
+        DataError: they differ in shape or type, or hold something else than uint8, or float32 in [0, 1].
+    """
+    shapes = {(tuple(image.shape), str(image.dtype).removeprefix("torch.")) for image in images}
+    if len(shapes) > 1:
+        told = ", ".join(f"{shape} {dtype}" for shape, dtype in sorted(shapes))
+        raise DataError(f"images of one batch differ: {told}", "let the dataset resize them")
+    return valid(torch.stack(list(images)))
+
+
+def valid(images: Tensor) -> Tensor:
+    """`images`. Raises DataError unless they are uint8, or float32 in [0, 1]; NaN is not in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return images
+    low, high = (extreme.item() for extreme in images.aminmax())
+    if not (images.dtype == torch.float32 and low >= 0 and high <= 1):
+        raise DataError(
+            f"images must be uint8, or float32 in [0, 1]; these are {images.dtype} in [{low:.3g}, {high:.3g}]"
+        )
+    return images
+
+
+def pixels(images: Tensor) -> Tensor:
+    """float32 in [0, 1] of uint8, or of what is float32 already, where they are."""
+    if images.dtype != torch.uint8:
+        return images
+    # The divisor lies beside the images: by a number CUDA would multiply with its rounded inverse, and the same image
+    # would be another one there than here.
+    return images.to(torch.float32).div_(torch.full((), 255.0, device=images.device))
+
+
+def workers_for(split: Split, asked: int | str, images: int | None = None) -> int:
+    """How many processes decode for this one.
+
+    Args:
+        asked: a number, or "auto": one for each core of this machine but one, at most `MOST_WORKERS`, divided among
+            the run's processes here; none where nothing is decoded, or fewer than `WORTH_WORKERS` images in all.
+        images: how many will be decoded; None: no end of them.
+    """
+    if asked != "auto":
+        return int(asked)
+    if not split.decodes or (images is not None and images < WORTH_WORKERS):
+        return 0
+    # `os.cpu_count` does not know of cores that the process may not use (taskset, SLURM); macOS knows nothing else.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores // processes_here() - 1, MOST_WORKERS), 0)
+
+
+def processes_here() -> int:
+    """How many of a run's processes share this machine, as torchrun says; all of them where it does not."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
 
 
 class _Reader(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, split: Split, look: Callable[[int], Tensor]) -> None:
-        self.split, self.look = split, look
+    def __init__(self, look: Callable[[int], Tensor]) -> None:
+        self._look = look
 
-    def __getitem__(self, index: int) -> Sample | UserError:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor | UserError:  # type: ignore[override]
         try:
-            return self.look(index), int(self.split.labels[index]), index
+            return self._look(index)
         except UserError as error:
             # Handed over, not raised: DataLoader would make a traceback its message where a worker raised it.
             return error
 
 
-def _collate(samples: list[Sample | UserError]) -> Batch | UserError:
+def _collate(handed: list[Tensor | UserError]) -> Tensor | UserError:
+    images: list[Tensor] = []
+    for image in handed:
+        if isinstance(image, UserError):
+            return image
+        images.append(image)
     try:
-        return _stack(samples)
+        return stacked(images)
     except UserError as error:
         return error
 
 
-def _stack(handed: list[Sample | UserError]) -> Batch:
-    samples: list[Sample] = []
-    for sample in handed:
-        if isinstance(sample, UserError):
-            raise sample
-        samples.append(sample)
-    shapes = {tuple(image.shape) for image, _, _ in samples}
-    if len(shapes) > 1:
-        raise DataError(f"images of one batch differ in shape: {sorted(shapes)}", "let the dataset resize them")
-    images = torch.stack([image for image, _, _ in samples])
-    if images.dtype == torch.uint8:
-        images = images.to(torch.float32).div_(255)
-    if not (images.dtype == torch.float32 and images.amin() >= 0 and images.amax() <= 1):
-        raise DataError(
-            f"images must be uint8, or float32 in [0, 1]; these are {images.dtype} in "
-            f"[{images.amin().item():.3g}, {images.amax().item():.3g}]"
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; what becomes of it is for the one that trains to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Loader:
+    """Images by batches of indices, decoded by this process or by others that stay from one call to the next.
+
+    Args:
+        look: index -> image, as splits give them.
+        workers: processes that decode, some batches ahead; 0: this one, when the batch is asked for.
+    """
+
+    def __init__(self, look: Callable[[int], Tensor], workers: int = 0) -> None:
+        self.workers, self._look, self._plan = workers, look, list[Sequence[int]]()
+        self._loader = workers and DataLoader(
+            _Reader(look),
+            batch_sampler=self._plan,  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=workers,
+            persistent_workers=True,
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # else each call would draw from the global generator
         )
-    labels, indices = (torch.tensor([sample[k] for sample in samples]) for k in (1, 2))
-    return Batch(images, labels, indices)
+
+    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """(n, 3, H, W) uint8, or float32 in [0, 1], of each batch, on the CPU; a new call ends the one before.
+
+        Raises:
+            DataError: an image cannot be read, or does not match its batch mates.
+            RunError: a process that decodes has died.
+        """
+        if not self._loader:
+            return (stacked([self._look(index) for index in batch]) for batch in batches)
+        self._plan[:] = batches
+        # Torch would raise what becomes of a worker from a signal handler, in the middle of whatever goes on then.
+        before = signal.getsignal(signal.SIGCHLD)
+        with _deaths_told():
+            batches_ahead = iter(self._loader)
+        if before is not None and before is not signal.getsignal(signal.SIGCHLD):
+            signal.signal(signal.SIGCHLD, before)
+        return _handed_over(batches_ahead)
 
 
-def workers_for(split: Split, asked: int | str, world: World = ALONE) -> int:
-    """How many processes decode for each of the run's: `asked`, or where that is "auto" one a core, at most 8."""
-    if asked != "auto":
-        return int(asked)
-    return min((os.cpu_count() or 1) // world.size, 8) if split.decodes else 0
+def _handed_over(ahead: Iterator[Tensor | UserError]) -> Iterator[Tensor]:
+    while True:
+        with _deaths_told():
+            images = next(ahead, None)
+        if images is None:
+            return
+        if isinstance(images, UserError):
+            raise images
+        yield images
 
 
-def read(
-    split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0, canvases: bool = False
-) -> Iterator[Batch]:
-    """Batches of `split` in the order given, on the CPU.
+@contextlib.contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            "a process that decodes images was killed",
+            "often for want of memory: set train.workers to a smaller number, or to 0",
+        ) from error
+
+
+def read(split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:
+    """Batches of `split` in the order given, as they are evaluated, on the CPU.
 
     Args:
         batches: indices, one list a batch.
         workers: processes that decode; 0: this one. The result is the same.
-        canvases: what augmentation starts from is wanted, not the images themselves.
 
     Raises:
-        DataError: an image cannot be read, or does not match its batch mates.
+        DataError, RunError: as `Loader`.
     """
-    loader = DataLoader(
-        _Reader(split, split.canvas if canvases else split.load),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=_collate,
-        num_workers=workers,
-        generator=torch.Generator(),  # else each epoch would draw from the global generator
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    if not batches:
+        return
+    for indices, images in zip(batches, Loader(split.load, workers)(batches), strict=True):
+        samples = torch.as_tensor(indices, dtype=torch.long)
+        yield Batch(pixels(images), split.labels[samples], samples)

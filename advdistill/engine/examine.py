@@ -107,8 +107,13 @@ class Examiner:
             protocols,
             seed=self._recipe.seed,
             batch_size=self._recipe.evaluate.batch_size,
-            workers=workers_for(self._parts.splits(protocols[0].split), self._recipe.train.workers),
+            workers=self._workers(protocols),
             progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
             stored=participant.model.stored_results,
             seen=self._parts.seen(participant),
         )
+
+    def _workers(self, protocols: list[Protocol]) -> int:
+        splits = [self._parts.splits(protocol.split) for protocol in protocols]
+        most = max(min(p.limit or len(split), len(split)) for p, split in zip(protocols, splits, strict=True))
+        return workers_for(splits[0], self._recipe.train.workers, most)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from advdistill.engine import build, checkpoint, distributed, optim, resume, timing
 from advdistill.engine.attack import NotFinite
-from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch, workers_for
+from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import Results
 from advdistill.engine.events import (
@@ -112,8 +112,7 @@ class Run:
         self.examiner = Examiner(recipe, registry, self.parts, tell)
         self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
         self.split, train = self.parts.splits("train"), recipe.train
-        workers = workers_for(self.split, train.workers, world)
-        self.feed = Feed(self.split, self.parts.device, workers=workers, keep=train.keep_images, world=world)
+        self.feed = Feed(self.split, self.parts.device, workers=train.workers, keep=train.keep_images, world=world)
         self.size = min(train.batch_size, len(self.split))
         if self.size < world.size:
             raise UsageError(
@@ -259,6 +258,7 @@ class Run:
             batches = self.feed.batches(left, partial(Noise, seed, "augment", epoch))
             while batch := self._next(batches):
                 yield batch
+        self.feed.close()
 
     @staticmethod
     def _next(batches: Iterator[Batch]) -> Batch | None:

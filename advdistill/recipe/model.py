@@ -135,10 +135,12 @@ class Train(Config):
     cache_limit: Bytes = Field(2 * 2**30, validate_default=False)
     """What would take more is not kept."""
     keep_images: Bytes = Field(2 * 2**30, validate_default=False)
-    """Decoded training images stay in memory, 8 bits a value, if they take no more than this; 0: they never do."""
+    """Decoded training images stay in memory, 8 bits a value, if all of them, in every process of a machine, take no
+    more than this; 0: they never do."""
     workers: Natural | Literal["auto"] = "auto"
-    """Processes that decode images; 0: the training process itself; `auto`: as many as there are cores, at most 8,
-    where image files do not stay in memory."""
+    """Processes that decode image files, in each training process; 0: the training process itself; `auto`: one for each
+    core but one, at most 8, divided among a machine's training processes; none for fewer than 256 images that stay in
+    memory."""
 
 
 class Probe(Config):

@@ -12,9 +12,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advdistill import ClassSet
+from advdistill import ArraySplit, ClassSet, Noise, Split
 from advdistill.engine import build
-from advdistill.engine.data import HalfOfClasses, seeded
+from advdistill.engine.data import HalfOfClasses
 from advdistill.errors import RecipeError, UsageError
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe, resolve_blocks
@@ -49,8 +49,24 @@ def test_a_half_is_its_classes_and_their_samples(whole: type, half: str, first: 
 def test_augmentation_goes_through() -> None:
     block = resolve_blocks({"data": {"use": "digits", "shift": 4, "half": "new"}})["data",]
     split = build.dataset(default_registry(), block).split("train")
-    moved = [split.load(0, seeded("x", i)) for i in range(8)]
-    assert any(not torch.equal(image, split.load(0)) for image in moved)
+    assert split.augments
+    samples = torch.arange(8)
+    images = torch.stack([split.canvas(i) for i in samples])
+    assert not torch.equal(split.augment(images, Noise(0, "augment", 0, samples)), images)
+
+
+def test_its_version_is_the_whole_ones_and_its_own_samples() -> None:
+    base, new = (HalfOfClasses(ToyDataset(None), half).split("train").version for half in ("base", "new"))
+    assert base == HalfOfClasses(ToyDataset(None), "base").split("train").version != new
+
+    class Brighter(ToyDataset):
+        def split(self, name: str) -> Split:
+            split = super().split(name)
+            assert isinstance(split, ArraySplit)
+            split.images[-1, 0, 0, 0] = 1.0
+            return split
+
+    assert HalfOfClasses(Brighter(None), "base").split("train").version != base
 
 
 def test_two_classes_are_the_least() -> None:
