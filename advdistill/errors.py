@@ -56,6 +56,10 @@ class DataError(UserError):
     exit_code = 5
 
 
+class RunWarning(UserWarning):
+    """A run goes on, though not as it was asked to; its reporters are told."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about a `word` that is not among the `known` ones; "" where none of them is close."""
     close = difflib.get_close_matches(word, list(known), n=1)

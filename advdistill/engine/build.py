@@ -225,7 +225,9 @@ def manner(train: Train, device: torch.device, world: World = ALONE) -> Manner:
     """How models of a settled recipe compute in training."""
     return Manner(
         precision=train.precision,
-        compile=train.compile == "on" or (train.compile == "auto" and device.type == "cuda"),
+        # What must not be rounded is kept out of TF32 by switches that a compiled graph does not obey.
+        compile=train.precision != "tf32"
+        and (train.compile == "on" or (train.compile == "auto" and device.type == "cuda")),
         class_chunk=AT_MOST if train.class_chunk == "auto" else train.class_chunk,
         world=world,
     )

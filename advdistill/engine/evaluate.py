@@ -219,7 +219,7 @@ class Bench:
         assert protocol.threat is not None
         participant, threat = self.participant, protocol.threat
         watch = participant.model.deterministic and participant.model.batch_independent
-        with participant.deployed():
+        with participant.deployed(compiled=True):
             problem = self._problem(batch, threat, watch)
             noise = Noise(self.seed, "evaluate", 0, batch.samples)
             images = stage(problem, threat, noise, source=protocol.attacker.source)

@@ -21,6 +21,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, checkpoint, distributed, optim, resume, timing
+from advdistill.engine import build, checkpoint, distributed, optim, recall, resume, timing
 from advdistill.engine.attack import NotFinite
 from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch
 from advdistill.engine.distributed import ALONE, World
@@ -54,7 +55,7 @@ from advdistill.engine.participant import tf32
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
 from advdistill.engine.types import Clock, Threat
-from advdistill.errors import RunError, UsageError, UserError
+from advdistill.errors import RunError, RunWarning, UsageError, UserError
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -90,7 +91,8 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
     ):
         reporters = Reporters([build.component(registry, block) for block in recipe.report] if world.main else [])
         try:
-            return Run(recipe, registry, folder, reporters.tell, world).go()
+            with _warnings_told(reporters.tell):
+                return Run(recipe, registry, folder, reporters.tell, world).go()
         finally:
             reporters.close()
 
@@ -134,6 +136,8 @@ class Run:
         for message in self.recipe.warnings:
             self.tell(Warned(message))
         before = self.examiner.before()
+        again = self.steps - self.step > self.per_epoch - self.step % self.per_epoch
+        self._recalls = recall.attach(self.recipe, self.parts, self.split, again, self.world)
         with _asked_to_stop() as asked:
             self._learn(asked)
         rows = self._conclude(before)
@@ -258,6 +262,8 @@ class Run:
             batches = self.feed.batches(left, partial(Noise, seed, "augment", epoch))
             while batch := self._next(batches):
                 yield batch
+            for kept in self._recalls:
+                kept.share()
         self.feed.close()
 
     @staticmethod
@@ -368,6 +374,23 @@ class Run:
             "threat": f"{threat.norm}, eps {threat.eps * 255:g}/255",
             "budget": f"{self.steps:,} steps of {self.size} images, {train.precision} on {place}",
         }
+
+
+@contextlib.contextmanager
+def _warnings_told(tell: Callable[[Event], None]) -> Iterator[None]:
+    """A `RunWarning` is an event; other warnings go where they always went."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RunWarning):
+                tell(Warned(str(message)))
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = told
+        warnings.simplefilter("always", RunWarning)
+        yield
 
 
 @contextlib.contextmanager

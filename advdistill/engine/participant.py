@@ -41,8 +41,8 @@ class Participant:
 
     Attributes:
         attacked: it learns, but an attack is under way, to which it is a constant.
-        recall: samples (n,) long -> what it says of their images as they are in the training split, (n, D) features or
-            else (n, C) logits, where that was found before the training; see `advdistill.engine.recall`.
+        recall: what it said of images as they are in the training split is kept there, see `advdistill.engine.recall`;
+            None: it is not.
 
     Args:
         model: on its device.
@@ -74,9 +74,9 @@ class Participant:
             parameter.requires_grad_()
         model.eval()
         self.attacked = False
-        self.recall: Callable[[Tensor], Tensor] | None = None
+        self.recall: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self._manner, self._trains_meanwhile = manner, False
-        self._look = Compiled(model) if manner.compile and isinstance(model, Encoded) else None
+        self._look, self._look_when_deployed = self._compiled(), self._compiled()
         self._class_features = self._of_classes(self._classifier_learns, manner)
         self._when_deployed = self._of_classes(False, Manner(class_chunk=manner.class_chunk))
 
@@ -84,6 +84,11 @@ class Participant:
     def changes(self) -> bool:
         """Whether a run leaves it other than it was."""
         return self.learns or self.ema > 0
+
+    @property
+    def first(self) -> str:
+        """What it says of images before all else: "features", or "logits" where it does not look at them apart."""
+        return "features" if isinstance(self.model, Encoded) else "logits"
 
     @property
     def shares_forwards(self) -> bool:
@@ -94,6 +99,11 @@ class Participant:
     @property
     def _classifier_learns(self) -> bool:
         return self.learns and isinstance(self.model, Encoded) and self.model.classifier_learns
+
+    def _compiled(self) -> Compiled | None:
+        if not self._manner.compile or not isinstance(self.model, Encoded):
+            return None
+        return Compiled(self.model, lambda: self.shares_forwards, self.name)
 
     def _of_classes(self, learns: bool, manner: Manner) -> ClassFeatures:
         return ClassFeatures(
@@ -187,10 +197,15 @@ class Participant:
             self.attacked = self._trains_meanwhile = False
 
     @contextlib.contextmanager
-    def deployed(self) -> Iterator[None]:
-        """Eval mode and full precision, as the model is used; no parameter asks for gradients."""
+    def deployed(self, compiled: bool = False) -> Iterator[None]:
+        """Eval mode and full precision, as the model is used; no parameter asks for gradients.
+
+        Args:
+            compiled: it may look through graphs, where its manner compiles: for attacks. No verdict rests on one.
+        """
         training = self._manner, self._look, self._class_features
-        self._manner, self._look, self._class_features = Manner(), None, self._when_deployed
+        look = self._look_when_deployed if compiled else None
+        self._manner, self._look, self._class_features = Manner(), look, self._when_deployed
         try:
             with exact(), self.model.evaluated(), self._constant():
                 yield

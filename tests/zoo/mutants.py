@@ -420,7 +420,7 @@ MUTANTS = (
         "measured-in-bf16",
         "a run in bf16 is measured in bf16",
         f"{HOST}/participant.py",
-        "self._manner, self._look, self._class_features = Manner(), None, self._when_deployed",
+        "self._manner, self._look, self._class_features = Manner(), look, self._when_deployed",
         "self._class_features = self._when_deployed",
         (f"{UNIT}/test_evaluate.py::test_a_run_in_bf16_is_measured_in_full_precision",),
     ),
