@@ -22,7 +22,9 @@ class Images(Config):
     """`crop`: shorter side to `size`, then the centre; `squash`: both sides to `size`. Bicubic, antialiased."""
 
     augment: Literal["none", "crop-flip"] = "none"
-    """In training. `crop-flip`: a random crop of 8 to 100 % of the area, resized, and a flip every other time."""
+    """In training. `crop-flip`: the image is brought to a square of 8/7 of `size`, by the rule of `resize`; of this, in
+    every epoch anew, a random crop of 8 to 100 % of the area and of aspect 3/4 to 4/3 is brought to `size`, bicubic and
+    antialiased, and flipped every other time."""
 
     shots: int = Field(0, ge=0)
     """Training images per class, and up to 4 validation images per class; 0: all."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
 import random
 import struct
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from advdistill import ClassSet, DataError, Dataset, Split, few_shot, resource
+from advdistill import ClassSet, DataError, Dataset, Noise, Split, few_shot, resource
 from advdistill_data import configs
+from advdistill_data.crops import crop_flip
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -108,17 +109,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def random_crop(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop: 8 to 100 % of the area, aspect 3/4 to 4/3; the centre square where
-    ten draws do not fit."""
-    for area, aspect, x, y in torch.rand(10, 4, generator=generator).tolist():
-        ratio = 0.75 * (16 / 9) ** aspect
-        pixels = (0.08 + 0.92 * area) * width * height
-        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
-    side = min(width, height)
-    return (height - side) // 2, (width - side) // 2, side, side
+def _canvas_side(size: int) -> int:
+    """256 for 224, the usual pair."""
+    return round(size * 8 / 7)
 
 
 class FileSplit(Split):
@@ -129,15 +122,42 @@ class FileSplit(Split):
         config: size, resize and augment.
     """
 
+    decodes = True
+
     def __init__(self, root: Path, ids: Sequence[str], labels: Tensor, config: configs.Images) -> None:
         self.root, self.ids, self.labels, self.config = root, ids, labels, config
+        self.augments = config.augment != "none"
 
     def load(self, index: int) -> Tensor:
-        image, size = decode(self.root / self.ids[index]), self.config.size
+        return self._square(index, self.config.size)
+
+    def canvas(self, index: int) -> Tensor:
+        """The image itself, or a somewhat larger square that crops are taken from."""
+        return self._square(index, _canvas_side(self.config.size) if self.augments else self.config.size)
+
+    def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        return crop_flip(canvases, self.config.size, noise) if self.augments else canvases
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of names, labels, settings, and of every file's length and time of change."""
+        found = hashlib.sha256(f"{self.digest}/{self.config.size}/{self.config.resize}".encode())
+        for name in self.ids:
+            try:
+                facts = (self.root / name).stat()
+            except OSError as error:
+                raise DataError(
+                    f"image {self.root / name} is missing: {error.strerror}", "restore the file or remove the link"
+                ) from error
+            found.update(f"{facts.st_size}/{facts.st_mtime_ns}\n".encode())
+        return found.hexdigest()[:16]
+
+    def _square(self, index: int, side: int) -> Tensor:
+        image = decode(self.root / self.ids[index])
         if self.config.resize == "squash":
-            image = F.resize(image, [size, size], InterpolationMode.BICUBIC)
+            image = F.resize(image, [side, side], InterpolationMode.BICUBIC)
         else:
-            image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size, size])
+            image = F.center_crop(F.resize(image, [side], InterpolationMode.BICUBIC), [side, side])
         return F.pil_to_tensor(image)
 
     def take(self, indices: Tensor) -> FileSplit:

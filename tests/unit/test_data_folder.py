@@ -7,7 +7,9 @@ Guarantees:
 - Splits that a tree lacks are taken from its training images, disjoint, in proportion, the same every time.
 - Shots draw k per class as Python's `random.sample` does and min(k, 4) to validate on; `record` lists the draw.
 - Every tree that cannot be used is a DataError that says what is wrong and what to do.
-- Augmentation draws from the given generator alone; without one there is none.
+- `crop-flip` brings random boxes of a larger square to size as torchvision does one by one (bicubic, antialiased), and
+  flips every other; boxes are spread as told; every draw is the sample's own; evaluated images know nothing of it.
+- A split's version changes when a file's length or time, a name or a setting does, and only then.
 - `imagenet` reads its usual tree and subsets named by a classnames file; validation images are the test split.
 - Real photographs decode and batch through the engine's reader.
 """
@@ -15,6 +17,7 @@ Guarantees:
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import tarfile
@@ -24,13 +27,16 @@ import numpy as np
 import pytest
 import torch
 from advdistill_data import configs
-from advdistill_data.files import decode, random_crop
+from advdistill_data.crops import crop_flip, random_crops, resampling
+from advdistill_data.files import FileSplit, decode
 from advdistill_data.folder import Folder
 from advdistill_data.imagenet import ImageNet
 from PIL import Image
 from pydantic import ValidationError
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from advdistill import DataError
+from advdistill import DataError, Noise
 from advdistill.engine.data import read
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_photos.tar.gz"
@@ -287,35 +293,127 @@ class TestBadTrees:
 
 
 class TestAugmentation:
-    def test_draws_come_from_the_generator(self, tmp_path):
-        gradient = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
+    def split(self, root: Path, count: int = 6, **settings) -> FileSplit:
+        generator = np.random.default_rng(0)
         for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-            Image.fromarray(gradient).save(tmp_path / name / "x.png")
-        split = folder(tmp_path, size=16, augment="crop-flip", val_share=0, test_share=0).split("train")
-        plain = folder(tmp_path, size=16, val_share=0, test_share=0).split("train").load(0)
+            (root / name).mkdir(exist_ok=True)
+            for number in range(count // 2):
+                blocks = generator.integers(0, 256, (9, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+                Image.fromarray(blocks).save(root / name / f"{number}.png")
+        split = folder(root, val_share=0, test_share=0, **{"size": 28, "augment": "crop-flip", **settings})
+        return split.split("train")
 
-        def draw(seed: int) -> torch.Tensor:
-            return split.load(0, torch.Generator().manual_seed(seed))
+    def views(self, split: FileSplit, noise: Noise) -> torch.Tensor:
+        canvases = torch.stack([split.canvas(i) for i in range(len(split))])
+        return split.augment(canvases / 255, noise)
+
+    @pytest.mark.parametrize("resize", ["crop", "squash"])
+    def test_canvases_are_larger_and_evaluated_images_are_as_ever(self, tmp_path, resize):
+        split, plain = self.split(tmp_path, resize=resize), self.split(tmp_path, resize=resize, augment="none")
+        assert split.augments and not plain.augments
+        assert split.canvas(0).shape == (3, 32, 32) and split.canvas(0).dtype == torch.uint8
+        assert torch.equal(split.load(0), plain.load(0)) and torch.equal(plain.canvas(0), plain.load(0))
+        small = F.resize(split.canvas(0), [28, 28], InterpolationMode.BICUBIC, antialias=True)
+        assert (small.float() - split.load(0).float()).abs().mean() < 25  # the same stretch of the file to a pixel; 85 between others
+        images = torch.rand(2, 3, 28, 28)
+        assert torch.equal(plain.augment(images, Noise(0, "augment", 0, torch.arange(2))), images)
+
+    def test_views_are_the_crops_of_torchvision(self, tmp_path):
+        split, samples = self.split(tmp_path, 60), torch.arange(60)
+        noise = Noise(0, "augment", 3, samples)
+        views, boxes, flips = self.views(split, noise), random_crops(noise, 32), noise.uniform((), draw=1) < 0.5
+        assert views.shape == (60, 3, 28, 28) and views.dtype == torch.float32
+        assert 15 < flips.sum() < 45
+        assert (boxes[:, 2:] > 28).any() and (boxes[:, 2:] < 28).any()  # some shrink, some grow
+        for index, (top, left, height, width) in enumerate(boxes.int().tolist()):
+            canvas = split.canvas(index) / 255
+            view = F.resized_crop(
+                canvas, top, left, height, width, [28, 28], InterpolationMode.BICUBIC, antialias=True
+            ).clamp(0, 1)
+            assert torch.allclose(views[index], view.flip(2) if flips[index] else view, atol=1e-4)
+
+    def test_much_detail_is_smoothed_away_before_pixels_are_left_out(self):
+        every_other = torch.arange(64).remainder(2).float()
+        matrix = resampling(torch.tensor([0.0, 10.0]), torch.tensor([64.0, 33.0]), 64, 7)
+        assert torch.allclose(matrix.sum(2), torch.ones(2, 7))
+        assert (matrix @ every_other - 0.5)[:, 1:-1].abs().max() < 0.02  # at an end one of two neighbours is missing
+        assert (matrix[1, :, :10] == 0).all() and (matrix[1, :, 43:] == 0).all()
+
+    def test_draws_are_the_samples_own(self, tmp_path):
+        split = self.split(tmp_path)
+
+        def draw(seed: int, epoch: int) -> torch.Tensor:
+            return self.views(split, Noise(seed, "augment", epoch, torch.arange(6)))
 
         before = torch.get_rng_state()
-        assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
-        assert torch.equal(split.load(0), plain)
+        assert torch.equal(draw(1, 0), draw(1, 0))
+        assert not torch.equal(draw(1, 0), draw(2, 0)) and not torch.equal(draw(1, 0), draw(1, 1))
+        some = torch.tensor([4, 1])
+        canvases = torch.stack([split.canvas(i) for i in some.tolist()]) / 255
+        alone = split.augment(canvases, Noise(1, "augment", 0, some))
+        assert torch.allclose(alone, draw(1, 0)[some], atol=1e-6)
         assert torch.equal(torch.get_rng_state(), before)
-        flipped = [bool(draw(seed).float()[0, :, 0].mean() > draw(seed).float()[0, :, -1].mean()) for seed in range(40)]
-        assert 8 < sum(flipped) < 32
 
-    @pytest.mark.parametrize("size", [(64, 48), (10, 900), (900, 10), (1, 1), (3, 2)])
-    def test_crops_lie_inside_and_vary(self, size):
-        width, height = size
-        generator = torch.Generator().manual_seed(0)
-        boxes = [random_crop(width, height, generator) for _ in range(300)]
-        for top, left, h, w in boxes:
-            assert top >= 0 and left >= 0 and h > 0 and w > 0 and top + h <= height and left + w <= width
-        if size == (64, 48):
-            areas = torch.tensor([h * w / (64 * 48) for _, _, h, w in boxes])
-            assert areas.min() < 0.15 and areas.max() > 0.85 and abs(areas.mean() - 0.5) < 0.08
-            assert max(w / h for _, _, h, w in boxes) < 1.5 and min(w / h for _, _, h, w in boxes) > 0.67
+    @pytest.mark.parametrize("side", [9, 256])
+    def test_boxes_lie_inside_and_vary(self, side):
+        count = 4000
+        top, left, height, width = random_crops(Noise(0, "augment", 0, torch.arange(count)), side).unbind(1)
+        assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
+        assert (top + height).max() <= side and (left + width).max() <= side
+        if side == 256:
+            area, aspect = height * width / side**2, (width / height).log()
+            assert 0.078 < area.min() < 0.09 and area.max() > 0.97
+            # Even, but that boxes near the whole area are often not inside; the exact shares by drawing one by one.
+            one = random.Random(0)
+            drawn = [self.one_by_one(one, side) for _ in range(count)]
+            for mine, other in (
+                (area, torch.tensor([h * w / side**2 for _, _, h, w in drawn])),
+                (aspect, torch.tensor([w / h for _, _, h, w in drawn]).log()),
+                (top / (side - height).clamp(min=1), torch.tensor([t / max(side - h, 1) for t, _, h, _ in drawn])),
+                (left / (side - width).clamp(min=1), torch.tensor([x / max(side - w, 1) for _, x, _, w in drawn])),
+            ):
+                shares = torch.linspace(0.1, 0.9, 9)
+                assert torch.allclose(mine.quantile(shares), other.quantile(shares), atol=0.03)
+            assert abs(aspect.max() - 0.2877) < 0.02 and abs(aspect.min() + 0.2877) < 0.02
+
+    def one_by_one(self, one: random.Random, side: int) -> tuple[int, int, int, int]:
+        """As torchvision's `RandomResizedCrop.get_params` describes it."""
+        while True:
+            area, ratio = one.uniform(0.08, 1) * side**2, math.exp(one.uniform(math.log(3 / 4), math.log(4 / 3)))
+            height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if height <= side and width <= side:
+                return one.randint(0, side - height), one.randint(0, side - width), height, width
+
+    def test_flips_are_every_other_one(self):
+        noise = Noise(0, "augment", 0, torch.arange(4000))
+        gradient = torch.linspace(0, 1, 9).expand(4000, 3, 9, 9)
+        views = crop_flip(gradient, 8, noise)
+        share = (views[:, 0, :, 0] > views[:, 0, :, -1]).all(1).float().mean()
+        assert abs(share - 0.5) < 0.03
+
+
+def test_a_version_changes_with_any_file(tmp_path):
+    root = tree(tmp_path, {"a": 400, "b": 3})
+
+    def version(**settings) -> str:
+        return folder(root, val_share=0, test_share=0, **settings).split("train").version
+
+    before = version()
+    assert version() == before
+    assert version(augment="crop-flip") == before  # evaluated images are the same
+    assert version(size=9) != before and version(resize="squash") != before
+    odd = root / "a" / "131.png"
+    facts = odd.stat()
+    paint(odd, (1, 2, 3))
+    os.utime(odd, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    changed = version()
+    assert changed != before
+    os.utime(odd, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert version() == before or odd.stat().st_size != facts.st_size
+    split = folder(root, val_share=0, test_share=0).split("train")
+    odd.unlink()
+    with pytest.raises(DataError, match=r"131\.png is missing"):
+        _ = split.version
 
 
 class TestImageNet:
