@@ -120,11 +120,11 @@ def facts(recipe: Recipe, student: Participant, data: Mapping[str, Any], clock: 
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
         "clock": {"step": clock.step, "steps": clock.steps, "epoch": clock.epoch},
         "plugins": list(recipe.providers),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of Python, advdistill, and what it requires."""
     lines = [line for line in metadata.requires("advdistill") or () if "extra ==" not in line]
     required = [re.split(r"[^\w.-]", line)[0] for line in lines]

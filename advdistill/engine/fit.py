@@ -125,6 +125,7 @@ class Run:
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
         self.portions = 1 if train.accumulate == "auto" else train.accumulate
         self.step, self.best, self._halfway = 0, -1.0, False
+        self._recalls: list[recall.Recall] = []
         if folder.resuming and folder.resume_point.exists():
             self.step, self.best = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
 

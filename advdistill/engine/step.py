@@ -31,7 +31,8 @@ class Output:
 
     Args:
         mates: outputs of the same model that were asked for and may be computed along with this one.
-        recall: gives what such a model says first, features or else logits, where that is known already.
+        recall: gives what the model says first, features or else logits, where that is known already, and otherwise
+            asks the function that it is given.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Output:
         participant: Participant,
         images: Tensor,
         mates: Callable[[], Iterable[Output]] = lambda: (),
-        recall: Callable[[], Tensor] | None = None,
+        recall: Callable[[Callable[[Tensor], Tensor]], Tensor] | None = None,
     ) -> None:
         self._participant, self._images, self._mates, self._recall = participant, images, mates, recall
         self._known: dict[tuple[str, bool], Tensor] = {}
@@ -75,8 +76,8 @@ class Output:
 
     def _together(self, what: str, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """`compute(images)`, in one pass with the images of those mates that wait for the same."""
-        if self._recall:
-            return self._recall()
+        if self._recall and what == self._participant.first:
+            return self._recall(compute)
         key = (what, self._participant.attacked)
         waiting = [mate for mate in self._mates() if not (mate is self or mate._recall or key in mate._known)]
         if not waiting:
@@ -235,7 +236,7 @@ class Step:
                 participant,
                 images,
                 lambda: self._mates(participant),
-                known and (lambda: known(self._samples)),
+                known and (lambda look: known(self._samples, self.images, look)),
             ),
         )
 
