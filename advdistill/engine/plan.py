@@ -1,32 +1,26 @@
-"""What a run would do and need, found without weights: models stand on the meta device, where tensors have shapes
-and no values, and the strategy's first and last step are taken there while the memory that its graph holds is added
-up."""
+"""What a run would do and need, found without weights: models stand on the meta device, and the first and the last step
+are gone through there; see `advdistill.engine.cost`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from advdistill.engine import build
-from advdistill.engine.data import Batch, Split, steps_per_epoch
+from advdistill.engine import build, cost
+from advdistill.engine.data import Batch, steps_per_epoch
+from advdistill.engine.model import Factored
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import Participant
-from advdistill.engine.step import Step
-from advdistill.engine.strategy import Strategy
-from advdistill.engine.types import ClassSet, Clock, Threat
-from advdistill.errors import DataError
+from advdistill.engine.standin import with_data
+from advdistill.engine.types import Clock, Threat
+from advdistill.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.resolve import Recipe
-
-_ASSUMED_CLASSES, _ASSUMED_SIDE, _ASSUMED_IMAGES = 1000, 224, 1_281_167
 
 
 @dataclass(frozen=True)
@@ -35,11 +29,15 @@ class Plan:
 
     Attributes:
         images, classes, side: size of the training data.
-        missing: what is not on this machine: data (then ImageNet's size is assumed), teachers (then not counted).
+        missing: what is not on this machine: data (then random images are planned with, see
+            `advdistill.engine.standin`), teachers (then not counted).
         steps: optimizer steps. portion: images that are worked on at a time.
+        precision: of the towers; see `build.settled`.
         sizes: role -> (parameters that learn, parameters in all).
         weights, training, activations: bytes of all weights; of gradients and optimizer state; of the largest graph.
-            `activations` is None where `unknown` says why it could not be found.
+        flops: phase -> floating-point operations of one step; the mean of the first step's and the last one's.
+            `activations` and `flops` are None where `unknown` says why they could not be found.
+        rate: FLOPs a second of a matrix product on this machine; None: it was not measured.
     """
 
     images: int
@@ -48,37 +46,57 @@ class Plan:
     missing: list[str]
     steps: int
     portion: int
+    precision: str
     sizes: dict[str, tuple[int, int]]
     weights: int
     training: int
     activations: int | None
+    flops: dict[str, float] | None
     unknown: str
+    rate: float | None = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """At `rate`, without all that is no matrix product: a step takes longer."""
+        return sum(self.flops.values()) / self.rate if self.flops and self.rate else None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {**vars(self), "sizes": {role: {"learns": a, "total": b} for role, (a, b) in self.sizes.items()}}
+        """As plain data, units in the names."""
+        known = {"sizes": {role: {"learns": a, "total": b} for role, (a, b) in self.sizes.items()}}
+        named = {"flops": "flops_per_step", "rate": "matmul_flops_per_second"}
+        plain = {**vars(self), **known, "seconds_per_step": self.seconds_per_step}
+        return {named.get(name, name): value for name, value in plain.items()}
+
+
+def estimated(recipe: Recipe, registry: Registry) -> Plan:
+    """`plan`, with the rate at which this machine multiplies matrices, where it has the recipe's device."""
+    found = plan(recipe, registry)
+    try:
+        return replace(found, rate=cost.matmul_rate(build.device_of(recipe.train.device), found.precision))
+    except UsageError:
+        return found
 
 
 def plan(recipe: Recipe, registry: Registry) -> Plan:
     """Plan a run. No weight is read; data is scanned where it is there."""
-    images, classes, side = _ASSUMED_IMAGES, None, _ASSUMED_SIDE
-    missing: list[str] = []
-    try:
-        dataset = build.dataset(registry, recipe.data)
-        split: Split = dataset.split("train")
-        images, classes, side = len(split), dataset.classes, split.load(0).shape[-1]
-    except DataError as error:
-        missing.append(f"data: {error.message}; ImageNet's size is assumed")
-    classes = classes or ClassSet(tuple(f"class {i}" for i in range(_ASSUMED_CLASSES)), ("a photo of a {}.",))
+    recipe, lacks = with_data(recipe, registry)
+    missing = [lacks] if lacks else []
+    recipe = _settled(recipe)
+    dataset = build.dataset(registry, recipe.data)
+    split = dataset.split("train")
+    images, side = len(split), split.load(0).shape[-1]
+    # The meta device has no autocast.
+    how = replace(build.manner(recipe.train, torch.device("meta")), precision="fp32", compile=False)
 
-    def join(block: Any, learns: bool) -> Participant:
-        return Participant(build.model(registry, block, weights=False), classes, learns=learns)
+    def join(name: str, block: Any, learns: bool, ema: float = 0.0) -> Participant:
+        model = build.model(registry, block, weights=False)
+        return Participant(model, dataset.classes, learns=learns, ema=ema, manner=how, name=name)
 
-    student = join(recipe.student, True)
+    student = join("student", recipe.student, True)
     teachers = {}
     for role, block in recipe.teachers.items():
         try:
-            teachers[role] = join(block, block.train)
+            teachers[role] = join(f"{role} teacher", block, block.train, block.ema)
         except DataError as error:
             missing.append(f"{role} teacher: {error.message}; it is not counted")
     everyone = {"student": student, **teachers}
@@ -87,10 +105,12 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     steps = recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size)
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
-    if teachers.keys() == recipe.teachers.keys():
+    found: list[cost.Cost] = []
+    unknown = "" if teachers.keys() == recipe.teachers.keys() else "that takes all teachers"
+    if not unknown:
         numbers = torch.zeros(portion, dtype=torch.long, device="meta")
         see = partial(
-            Step,
+            cost.Walk,
             Batch(torch.zeros(portion, 3, side, side, device="meta"), numbers, numbers),
             student=student,
             teachers=teachers,
@@ -102,65 +122,45 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
         strategy = build.component(registry, recipe.strategy)
         strategy.prepare({role: participant.model for role, participant in everyone.items()})
         strategy = strategy.to("meta")
+        for participant in everyone.values():
+            if isinstance(participant.model, Factored):
+                # Class features that nothing changes are encoded once in a run, which is no step's cost.
+                participant.classifier()
+                participant.renew()
         # What a method does may change on the way, so the first step is planned and the last.
         clocks = [Clock(0, steps, 0), Clock(steps - 1, steps, (steps - 1) // steps_per_epoch(images, batch))]
-        planned = [_activations(strategy, partial(see, clock), everyone.values(), set(storages)) for clock in clocks]
-        activations, unknown = max(planned, key=lambda found: found[0] or 0)
-    else:
-        activations, unknown = None, "that takes all teachers"
+        try:
+            found = [cost.walk(strategy, see(clock), everyone.values(), set(storages)) for clock in clocks]
+        except cost.NeedsValues as error:
+            unknown = error.message
+    activations, flops = None, None
+    if found:
+        activations = max(each.activations for each in found) // (2 if recipe.train.precision == "bf16" else 1)
+        by_phase = [cost.of_step(each, batch / portion) for each in found]
+        names = dict.fromkeys(name for each in by_phase for name in each)
+        flops = {name: sum(each.get(name, 0.0) for each in by_phase) / len(by_phase) for name in names}
     return Plan(
         images=images,
-        classes=len(classes),
+        classes=len(dataset.classes),
         side=side,
         missing=missing,
         steps=steps,
         portion=portion,
+        precision=recipe.train.precision,
         sizes=build.count(everyone),
         weights=sum(storages.values()),
         training=learns * (3 if recipe.optim.use == "adamw" else 2),
         activations=activations,
+        flops=flops,
         unknown=unknown,
     )
 
 
-class _Ledger:
-    """Bytes that autograd graphs hold, by storage, and the most they ever held at once."""
-
-    def __init__(self, ignored: set[int]) -> None:
-        self.ignored, self.holders, self.now, self.peak = ignored, Counter[int](), 0, 0
-
-    def hold(self, tensor: Tensor) -> _Held:
-        return _Held(self, tensor)
-
-
-class _Held:
-    def __init__(self, ledger: _Ledger, tensor: Tensor) -> None:
-        self.ledger, self.tensor = ledger, tensor
-        self.key, self.bytes = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
-        ledger.holders[self.key] += 1
-        if ledger.holders[self.key] == 1 and self.key not in ledger.ignored:
-            ledger.now += self.bytes
-            ledger.peak = max(ledger.peak, ledger.now)
-
-    def __del__(self) -> None:
-        self.ledger.holders[self.key] -= 1
-        if self.ledger.holders[self.key] == 0 and self.key not in self.ledger.ignored:
-            self.ledger.now -= self.bytes
-
-
-def _activations(
-    strategy: Strategy, see: Callable[[], Step], everyone: Iterable[Participant], weights: set[int]
-) -> tuple[int | None, str]:
-    """The most bytes that the graphs of one batch's phases hold beside the weights; or None and why not."""
-    ledger = _Ledger(weights)
+def _settled(recipe: Recipe) -> Recipe:
+    """Settled, also where the recipe's device is another machine's."""
     try:
-        with torch.autograd.graph.saved_tensors_hooks(ledger.hold, lambda held: held.tensor):
-            s = see()
-            for phase in strategy.phases:
-                phase(s).total().sum().backward()
-                s.forget()
-        for participant in everyone:
-            participant.discard()
-    except (RuntimeError, NotImplementedError) as error:
-        return None, f"a part of this recipe needs values, not just shapes ({str(error).splitlines()[0]})"
-    return ledger.peak, ""
+        return build.settled(recipe)
+    except UsageError:
+        there = "bf16" if recipe.train.device.startswith("cuda") else "fp32"
+        precision = there if recipe.train.precision == "auto" else recipe.train.precision
+        return replace(recipe, train=recipe.train.model_copy(update={"precision": precision}))

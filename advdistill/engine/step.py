@@ -144,6 +144,9 @@ class Step:
         noise: draws for this batch's samples.
     """
 
+    poses: type[Problem] = Problem
+    """What an attack is given."""
+
     def __init__(
         self,
         batch: Batch,
@@ -188,7 +191,7 @@ class Step:
         if self._attack is None:
             raise UsageError("this strategy attacks, but the recipe has no attack")
         chosen = torch.arange(len(self.images), device=self.images.device) if rows is None else rows
-        problem = Problem(
+        problem = self.poses(
             self.images[chosen],
             self.labels[chosen],
             objective and (lambda images, some: objective(images, chosen[some])),

@@ -6,12 +6,22 @@ import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 OTHER = "other"
 """What belongs to nobody: losses, bookkeeping."""
+
+
+@dataclass
+class Bill:
+    """What a piece of work cost; see `Watch`."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    passes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    attacks: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class Watch:
@@ -76,6 +86,11 @@ class Watch:
             self.turn()
             self._phases[-1] = who
 
+    def seen(self) -> Bill:
+        """All so far."""
+        self.turn()
+        return Bill(dict(self.spent), self.passes.copy(), self.attacks.copy())
+
 
 _watch: Watch | None = None
 
@@ -111,6 +126,26 @@ def phase(name: str) -> contextlib.AbstractContextManager[None]:
 def backward() -> contextlib.AbstractContextManager[None]:
     """A backward pass, if somebody watches; see `Watch.backward`."""
     return _watch.backward() if _watch else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def billed() -> Iterator[Bill]:
+    """A bill, which once this is over says what was done in here, if somebody watches."""
+    found, watch = Bill(), _watch
+    before = watch.seen() if watch else Bill()
+    yield found
+    after = watch.seen() if watch else Bill()
+    found.spent = {name: value - before.spent.get(name, 0) for name, value in after.spent.items()}
+    found.passes, found.attacks = after.passes - before.passes, after.attacks - before.attacks
+
+
+def bill(known: Bill) -> None:
+    """As if what is on the bill were done once more, if somebody watches."""
+    if _watch:
+        for name, value in known.spent.items():
+            _watch.spent[name] += value
+        _watch.passes += known.passes
+        _watch.attacks += known.attacks
 
 
 def passed(who: str, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

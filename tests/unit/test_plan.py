@@ -4,6 +4,9 @@
 - It opens no weights file: paths that lead nowhere do not matter, and nothing is computed with values.
 - What graphs hold is positive, grows in proportion to the portion, and shrinks where a batch is divided; what is
   frozen costs no gradient.
+- FLOPs are those that torch counts in a step of the run with values, phase by phase; steps of an attack that cost the
+  same are gone through twice and billed so often as they are taken, which changes no number.
+- In bf16 graphs hold half; class features in chunks hold less; a plan for a machine with another device needs none.
 - Data that is not there is assumed, and said to be; a part that needs values is said to need them.
 """
 
@@ -17,9 +20,15 @@ import pytest
 import run_parts
 import torch
 from clip_parts import Parts, settings
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from advdistill.engine import build
-from advdistill.engine.plan import Plan, plan
+from advdistill.engine import build, timing
+from advdistill.engine.attack import Problem
+from advdistill.engine.cost import Walk
+from advdistill.engine.fit import Run
+from advdistill.engine.folder import RunFolder
+from advdistill.engine.plan import Plan, estimated, plan
 from advdistill.errors import DataError
 from advdistill.hooks.registry import default_registry
 from advdistill.testing import ToyAttack, ToyDataset
@@ -113,6 +122,94 @@ def test_what_graphs_hold_is_what_they_hold(tmp_path: Path) -> None:
     assert found == pytest.approx(sum(kept.values()), rel=0.1)
 
 
+SCENES: dict[str, dict[str, Any]] = {
+    "one model": {"student": "lora"},
+    "text prompts": {"student": "prompts"},
+    "portions": {"student": "tune", "train": {"accumulate": 2}},
+    "learning teacher": {"student": "prompts", "teacher": "prompts", "strategy": {"use": "apd"}},
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_flops_are_those_of_the_run(tmp_path: Path, scene: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = dict(SCENES[scene])
+    changes["student"] = clip(tmp_path, changes["student"])
+    if kind := changes.pop("teacher", ""):
+        changes["teachers"] = {"clean": {**clip(tmp_path, kind), "train": True}}
+    changes = {"attack": {"use": "pgd", "steps": 4}, **changes}
+    made = run_parts.recipe(tmp_path, **{**changes, "train": {"batch_size": 12, **changes.get("train", {})}})
+    run = Run(
+        made,
+        default_registry().with_files(made.plugin_hashes),
+        RunFolder(made, resume=False, overwrite=False, main=False),
+        lambda event: None,
+    )
+    batches = run.batches()
+    run.take(next(batches))  # class features of models that do not learn are encoded
+    # With values torch takes kernels for attention that only some versions' counters know.
+    with (
+        FlopCounterMode(display=False) as counter,
+        timing.watched(counter.get_total_flops) as watch,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        run.take(next(batches))
+    found = planned(made).flops
+    assert found is not None and found == pytest.approx({k: v for k, v in watch.spent.items() if v})
+
+
+def test_steps_of_an_attack_are_gone_through_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run_parts.recipe(tmp_path, student=clip(tmp_path, "prompts"), attack={"use": "pgd", "steps": 40})
+    shortened, walked = planned(made), []
+    gradient = Problem.gradient
+    monkeypatch.setattr(Problem, "gradient", lambda *given: walked.append(given) or gradient(*given))
+    assert planned(made) == shortened and len(walked) == 2 * 2  # of the first step and of the last
+    monkeypatch.setattr(Walk, "poses", Problem)
+    whole = planned(made)
+    assert whole.flops == shortened.flops and whole.activations == shortened.activations
+    assert len(walked) == 2 * 2 + 2 * 40
+
+
+def test_bf16_holds_half(tmp_path: Path) -> None:
+    def held(precision: str, **train: Any) -> Plan:
+        changes = {"student": clip(tmp_path, "prompts"), "train": {"precision": precision, **train}}
+        return planned(run_parts.recipe(tmp_path, **changes))
+
+    full, half = held("fp32"), held("bf16")
+    assert full.activations and half.activations == full.activations // 2 and half.flops == full.flops
+    assert held("auto").precision == "fp32" and held("auto", accumulate="auto").portion == full.portion
+
+
+def test_class_features_in_chunks_hold_less(tmp_path: Path) -> None:
+    def held(chunk: int) -> Plan:
+        changes = {"student": clip(tmp_path, "prompts"), "train": {"batch_size": 1, "class_chunk": chunk}}
+        return planned(run_parts.recipe(tmp_path, **changes))
+
+    whole, chunked = held(0), held(1)
+    assert whole.activations and chunked.activations and chunked.activations < 0.7 * whole.activations
+    assert whole.flops and chunked.flops
+    assert chunked.flops["class features"] > 1.2 * whole.flops["class features"]  # all but the last are encoded twice
+
+
+def test_another_machine_s_device(tmp_path: Path) -> None:
+    made = run_parts.recipe(tmp_path, train={"device": "cuda:7"})
+    found = estimated(made, default_registry().with_files(made.plugin_hashes))
+    assert found.precision == "bf16" and found.rate is None and found.seconds_per_step is None and found.flops
+
+
+def test_seconds_are_flops_at_a_rate(tmp_path: Path) -> None:
+    made = run_parts.recipe(tmp_path)
+    found = estimated(made, default_registry().with_files(made.plugin_hashes))
+    assert found.rate and found.flops and found.rate > 1e8
+    assert found.seconds_per_step == sum(found.flops.values()) / found.rate == found.to_json()["seconds_per_step"]
+
+
+def test_few_shots_that_are_not_there_are_so_few(tmp_path: Path) -> None:
+    made = run_parts.recipe(tmp_path, data={"use": "folder", "root": "/no/such", "shots": 4, "size": 64})
+    found = planned(made)
+    assert (found.images, found.classes, found.side) == (4000, 1000, 64)
+    assert "/no/such" in found.missing[0] and "1,000 classes of 4 images" in found.missing[0]
+
+
 def test_data_that_is_not_there_is_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any) -> Any:
         raise DataError("the folder is not there")
@@ -141,5 +238,5 @@ def test_a_part_that_needs_values_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ToyAttack, "run", peeking)
     found = planned(run_parts.recipe(tmp_path, student=clip(tmp_path, "lora")))
-    assert found.activations is None and "needs values" in found.unknown
+    assert found.activations is None and found.flops is None and "looks at values" in found.unknown
     assert found.sizes["student"][0] > 0
