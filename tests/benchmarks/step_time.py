@@ -1,169 +1,190 @@
 """How far a training step is from its floor, and from the usual way of doing it.
 
-    python tests/benchmarks/step_time.py [--classes 100] [--batch 8] [--runs 7] [--threads 2] [--device cpu]
+    python tests/benchmarks/step_time.py [--method apd|mmt-ard] [--model ViT-B-32] [--teacher MODEL] [--classes 100]
+        [--batch 8] [--attack-steps 2] [--runs 7] [--usual-runs N] [--threads 2]
+        [--device cuda --precision bf16 --compile]
 
-APD with two attack steps looks at a batch four times: twice in the attack, once as student, once as teacher.
+APD with K attack steps looks at a batch K + 2 times, each with its gradient: K times in the attack, once as student,
+once as teacher. MMT-ARD looks K times in the attack, once at both views as student with a gradient to the weights, and
+once, without any gradient, as each teacher.
 
-floor   4 x (open_clip's visual transformer, forward and backward to its input, same batch and token count, weights
-        frozen) + 2 x (class features by shared prefix, forward and backward): twice, for both models' prompts learn
-ours    one step of the engine: attack, both losses, backward, optimizer
-usual   the same step with all class names encoded at 77 tokens in every forward pass, in chunks of 100, as the public
-        implementations do: in each attack step, for the student and for the teacher
+floor   so many passes of open_clip's own visual transformer (compiled and in the precision asked for, if so), same
+        batch and token count, as deep and wide as each model's, attack's backward to its input, + class features by
+        shared prefix, forward and backward, once for each model whose prompts learn
+ours    one step of a run: attack, losses, backward, optimizer
+usual   APD alone: the same step in eager float32 with all class names encoded at 77 tokens in every forward pass, in
+        chunks of 100, as the public implementations do: in each attack step, for the student and for the teacher.
+        A chunk's graph goes before the next one's is made, so that memory is no limit; the loss is therefore taken with
+        class features of just before, which costs the usual way nothing
 
-The three are run in turn; ratios are taken run by run; medians are printed. Weights are random: they change no cost.
+They are run in turn; ratios are taken turn by turn; medians are printed. Weights are random: they change no cost.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from advdistill_apd.configs import APD as ApdConfig
-from advdistill_apd.strategy import APD
-from advdistill_attacks.configs import PGD as PgdConfig
-from advdistill_attacks.pgd import PGD
-from advdistill_clip.configs import Prompts
-from advdistill_clip.prompts import ClipPrompts
 from advdistill_clip.text import encode_padded
-from torch import Tensor
+from step_parts import STEP, a_run, in_turn, parser, ratio, table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from advdistill import ClassSet, Clock, Noise, Step, Threat, cross_entropy, kl
+from advdistill import cross_entropy, kl
 from advdistill.engine.data import Batch
-from advdistill.engine.participant import Participant
-
-EPS, STEP, ATTACK_STEPS = 4 / 255, 1 / 255, 2
+from advdistill.engine.fit import Run
+from advdistill.engine.participant import Participant, tf32
 
 
 def main() -> None:
     """Run the comparison."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--classes", type=int, default=100)
-    options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--runs", type=int, default=7)
-    options.add_argument("--threads", type=int, default=0)
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--model", default="ViT-B-32")
+    options = parser(__doc__)
+    options.add_argument("--usual-runs", type=int, help="default: as many as --runs; 0: never")
     given = options.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    device = torch.device(given.device)
-    names = open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES[: given.classes]
-    classes = ClassSet(tuple(dict.fromkeys(names)), ("a photo of a {}.",))
-    config = Prompts(model=given.model, weights="random")
-    student, teacher = (Participant(ClipPrompts.from_config(config).to(device), classes, learns=True) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(given.batch, 3, 224, 224, generator=generator).to(device)
-    labels = torch.randint(len(classes), (given.batch,), generator=generator).to(device)
-    batch = Batch(images, labels, torch.arange(given.batch, device=device))
-    parameters = [p for learner in (student, teacher) for p in learner.trainable.values()]
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
-
-    ways = {
-        "floor": _floor(student, teacher, given.batch),
-        "ours": _ours(student, teacher, batch, optimizer),
-        "usual": _usual(student, teacher, batch, optimizer),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(given.runs + 1):
-        for name, way in ways.items():
-            _wait(device)
-            start = time.perf_counter()
-            way()
-            _wait(device)
-            if run:  # the first is for warming up
-                times[name].append(time.perf_counter() - start)
-    print(f"{given.model}, {len(classes)} classes, batch {given.batch}, {torch.get_num_threads()} threads, {device}")
-    for name, seconds in times.items():
-        print(f"{name:6} {statistics.median(seconds):8.3f} s  (min {min(seconds):.3f}, max {max(seconds):.3f})")
-    pairs = list(zip(times["floor"], times["ours"], times["usual"], strict=True))
-    print(f"ours / floor {statistics.median(ours / floor for floor, ours, _ in pairs):6.2f}")
-    print(f"usual / ours {statistics.median(usual / ours for _, ours, usual in pairs):6.2f}")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _floor(student: Participant, teacher: Participant, batch: int) -> Callable[[], None]:
-    visual = student.model.model.visual
-    count = 1 + visual.grid_size[0] * visual.grid_size[1] + student.model.config.visual.tokens
-    tokens = torch.randn(batch, count, visual.positional_embedding.shape[1], device=student.model.device)
-
-    def run() -> None:
-        for _ in range(ATTACK_STEPS + 2):
-            x = tokens.clone().requires_grad_()
-            visual.transformer(x).sum().backward()
-        for learner in (student, teacher):
-            learner.model.classifier(learner.prepared).sum().backward()
-
-    return run
-
-
-def _ours(
-    student: Participant, teacher: Participant, batch: Batch, optimizer: torch.optim.Optimizer
-) -> Callable[[], None]:
-    strategy, attack = APD(ApdConfig()), PGD(PgdConfig(steps=ATTACK_STEPS, step=STEP))
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        noise = Noise(0, "train", 0, batch.samples)
-        threat = Threat("linf", EPS)
-        s = Step(
-            batch,
-            Clock(0, 1, 0),
-            student=student,
-            teachers={"clean": teacher},
-            attack=attack,
-            threat=threat,
-            noise=noise,
+    with a_run(given) as run:
+        device, batch = run.parts.device, next(run.batches())
+        floor = _floor(run, batch, given.attack_steps, given.compile, given.precision)
+        usual_runs = given.runs if given.usual_runs is None else given.usual_runs
+        precise = tf32(given.precision == "tf32")
+        with precise:
+            flops = _flops(_floor(run, batch, given.attack_steps, False, "fp32"))
+            times = in_turn({"floor": floor, "ours": lambda: run.take(batch)}, given.runs, device, 3)
+        if given.method == "apd" and usual_runs:
+            # The usual way stands beside a step of ours each time, too.
+            ways = {"again": lambda: run.take(batch), "usual": _usual(run, batch, given.attack_steps)}
+            times |= in_turn(ways, usual_runs, device, warm_up=usual_runs > 1)
+        print(
+            f"{given.method}, {given.model}, {given.classes} classes, batch {given.batch}, {given.attack_steps} attack "
+            f"steps, {given.precision}{', compiled' * given.compile}, {torch.get_num_threads()} threads, {device}"
         )
-        strategy.step(s).total().mean().backward()
-        for learner in (student, teacher):
-            learner.settle()
-        optimizer.step()
+        print(table(times))
+        print(f"ours / floor {ratio(times, 'ours', 'floor'):6.2f}")
+        if "usual" in times:
+            print(f"usual / ours {ratio(times, 'usual', 'again'):6.2f}")
+        if device.type == "cuda":
+            rate, ours = _matmul_rate(device), flops / sorted(times["ours"])[len(times["ours"]) // 2]
+            print(f"ours {ours / 1e12:.0f} TFLOP/s, bf16 matmul {rate / 1e12:.0f} TFLOP/s: {100 * ours / rate:.0f} %")
 
-    return run
+
+def _floor(run: Run, batch: Batch, attack_steps: int, compiled: bool, precision: str) -> Callable[[], None]:
+    student, teachers = run.parts.student, run.parts.teachers
+    device, size = run.parts.device, len(batch)
+    raw: dict[str, tuple[nn.Module, Tensor]] = {}
+    for role, participant in {"student": student, **teachers}.items():
+        visual = participant.model.visual
+        prompts = getattr(participant.model.config, "visual", None)
+        count = 1 + visual.grid_size[0] * visual.grid_size[1] + (prompts.tokens if prompts else 0)
+        tokens = torch.randn(2 * size, count, visual.positional_embedding.shape[1], device=device)
+        tower = torch.compile(visual.transformer, dynamic=False) if compiled else visual.transformer
+        raw[role] = tower, tokens
+
+    def passes(role: str, images: int, backward: bool, pixels: bool = True) -> None:
+        tower, tokens = raw[role]
+        with torch.set_grad_enabled(backward), _autocast(device, precision):
+            x = tokens[:images].detach().requires_grad_(pixels)
+            found = tower(x)
+        if backward:
+            found.sum().backward()
+
+    def apd() -> None:
+        with _frozen(student):
+            for _ in range(attack_steps):
+                passes("student", size, backward=True)
+        # The prompts are rows of the tower's input.
+        passes("student", size, backward=True)
+        passes("clean", size, backward=True)
+        with _autocast(device, precision):
+            for learner in (student, teachers["clean"]):
+                learner.model.classifier(learner.prepared).sum().backward()
+
+    def mmt_ard() -> None:
+        with _frozen(student):
+            for _ in range(attack_steps):
+                passes("student", size, backward=True)
+        passes("student", 2 * size, backward=True, pixels=False)
+        for role in teachers:
+            passes(role, size, backward=False)
+        student.model.zero_grad(set_to_none=True)
+
+    return apd if run.recipe.strategy.use == "apd" else mmt_ard
 
 
-def _usual(
-    student: Participant, teacher: Participant, batch: Batch, optimizer: torch.optim.Optimizer
-) -> Callable[[], None]:
+@contextlib.contextmanager
+def _frozen(participant: Participant) -> Iterator[None]:
+    for parameter in participant.trainable.values():
+        parameter.requires_grad_(False)
+    yield
+    for parameter in participant.trainable.values():
+        parameter.requires_grad_()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _flops(way: Callable[[], None]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        way()
+    return float(counter.get_total_flops())
+
+
+def _matmul_rate(device: torch.device, side: int = 8192) -> float:
+    """Operations a second of the device's bf16 matrix product."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = min(in_turn({"matmul": lambda: [a @ b for _ in range(20)]}, 5, device)["matmul"])
+    return 20 * 2 * side**3 / seconds
+
+
+def _usual(run: Run, batch: Batch, attack_steps: int) -> Callable[[], None]:
+    student, teacher = run.parts.student, run.parts.teachers["clean"]
+    eps, generator = run.parts.threat.eps, torch.Generator(run.parts.device).manual_seed(0)
+
     def padded(learner: Participant) -> Tensor:
         model = learner.model
         template = learner.classes.templates[0]
         tokenizer = model.base.tokenizer
         rows = model.place_prompts(tokenizer([template.replace("{}", n) for n in learner.classes.names]), template)
-        return torch.tensor([row + [0] * (77 - len(row)) for row in rows], device=model.device)
+        context = model.base.context  # 77, of CLIP's
+        return torch.tensor([row + [0] * (context - len(row)) for row in rows], device=model.device)
 
-    ids = {id(learner): padded(learner) for learner in (student, teacher)}
+    ids = {id(learner): padded(learner).split(100) for learner in (student, teacher)}
 
-    def logits(learner: Participant, images: Tensor) -> Tensor:
-        model = learner.model
-        chunks = ids[id(learner)].split(100)
-        encoded = torch.cat([encode_padded(model.model, chunk, model.text) for chunk in chunks])
-        return model.logits(model.features(images), F.normalize(encoded, dim=-1))
+    def encoded(learner: Participant, chunk: Tensor) -> Tensor:
+        return F.normalize(encode_padded(learner.model.model, chunk, learner.model.text), dim=-1)
 
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        adversarial = batch.images + EPS * (2 * torch.rand_like(batch.images) - 1)
-        for _ in range(ATTACK_STEPS):
+    @torch.no_grad()
+    def all_encoded(learner: Participant) -> Tensor:
+        return torch.cat([encoded(learner, chunk) for chunk in ids[id(learner)]])
+
+    def logits(learner: Participant, images: Tensor, classes: Tensor) -> Tensor:
+        return learner.model.logits(learner.model.features(images), classes)
+
+    taught_by = all_encoded(teacher)
+
+    def run_once() -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        noise = torch.rand(batch.images.shape, generator=generator, device=batch.images.device)
+        adversarial = batch.images + eps * (2 * noise - 1)
+        for _ in range(attack_steps):
             adversarial = adversarial.clamp(0, 1).detach().requires_grad_()
-            loss = cross_entropy(logits(student, adversarial), batch.labels).sum()
+            classes = all_encoded(student)
+            loss = cross_entropy(logits(student, adversarial, classes), batch.labels).sum()
             (gradient,) = torch.autograd.grad(loss, adversarial)
             stepped = adversarial.detach() + STEP * gradient.sign()
-            adversarial = batch.images + (stepped - batch.images).clamp(-EPS, EPS)
-        said, taught = logits(student, adversarial.clamp(0, 1).detach()), logits(teacher, batch.images)
+            adversarial = batch.images + (stepped - batch.images).clamp(-eps, eps)
+        known = {id(student): classes.requires_grad_(), id(teacher): taught_by.detach().requires_grad_()}
+        said = logits(student, adversarial.clamp(0, 1).detach(), known[id(student)])
+        taught = logits(teacher, batch.images, known[id(teacher)])
         losses = kl(taught.detach(), said) + cross_entropy(taught, batch.labels) + kl(said.detach(), taught)
         losses.mean().backward()
-        optimizer.step()
+        for learner in (student, teacher):
+            for chunk, gradient in zip(ids[id(learner)], known[id(learner)].grad.split(100), strict=True):
+                encoded(learner, chunk).backward(gradient)
+        run.optimizer.step()
 
-    return run
+    return run_once
 
 
 if __name__ == "__main__":
