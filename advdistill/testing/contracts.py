@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from advdistill.engine import events
 from advdistill.engine.attack import Attack, Objective, Problem
 from advdistill.engine.count import Count
-from advdistill.engine.data import Batch, Dataset
+from advdistill.engine.data import Batch, Dataset, Split, pixels, stacked
 from advdistill.engine.evaluate import Results
 from advdistill.engine.model import Encoded, Factored, VisionLanguageModel
 from advdistill.engine.noise import Noise
@@ -478,7 +478,8 @@ def _check_description(model: VisionLanguageModel, told: str) -> None:
 
 
 def check_dataset(dataset: Dataset, splits: Iterable[str] = ("train", "val", "test"), *, look_at: int = 12) -> None:
-    """A dataset: images and labels as the engine reads them, splits apart, the same every time.
+    """A dataset: images and labels as the engine reads them, splits apart, the same every time; training views drawn
+    from the noise of their own sample alone.
 
     Args:
         dataset: built.
@@ -498,17 +499,20 @@ def check_dataset(dataset: Dataset, splits: Iterable[str] = ("train", "val", "te
         demand(labels.dtype == torch.long and labels.ndim == 1, told + f"labels of {name} must be (N,) long")
         demand(labels.min() >= 0 and labels.max() < count, told + f"labels of {name} must lie in [0, {count})")
         demand(len(set(ids)) == len(ids) and not seen & set(ids), told + f"ids of {name} stand twice or elsewhere")
-        demand(split.digest == other.digest, told + f"{name} differs when the dataset is built again")
+        same = split.digest == other.digest and split.version == other.version
+        demand(same, told + f"{name} differs when the dataset is built again")
         if name == "train":
             demand(len(labels.unique()) == count, told + "train must hold every class")
         seen |= set(ids)
-        for index in torch.linspace(0, len(split) - 1, min(look_at, len(split))).long().tolist():
+        looked_at = torch.linspace(0, len(split) - 1, min(look_at, len(split))).long()
+        for index in looked_at.tolist():
             image = split.load(index)
             demand(image.ndim == 3 and len(image) == 3, told + f"images must be (3, H, W), not {tuple(image.shape)}")
             ranged = image.dtype == torch.float32 and bool(image.amin() >= 0 and image.amax() <= 1)
             demand(ranged or image.dtype == torch.uint8, told + "images must be uint8, or float32 in [0, 1]")
             demand(torch.equal(image, other.load(index)), told + f"{name}[{index}] differs from load to load")
             shapes.add(tuple(image.shape))
+        _check_views(split, other, looked_at, f"{told}{name}: ")
     demand(len(shapes) == 1, told + f"images differ in shape: {sorted(shapes)}")
     demand(generators == _generators(), told + "it moved a global random generator")
     try:
@@ -518,6 +522,31 @@ def check_dataset(dataset: Dataset, splits: Iterable[str] = ("train", "val", "te
     else:
         raise Broken(told + "a split that it does not have must be a DataError")
     json.dumps(dataset.record())
+
+
+def _check_views(split: Split, other: Split, samples: Tensor, told: str) -> None:
+    """What training sees of some samples; `other` is the same split built again."""
+    stored = [split.canvas(index) for index in samples.tolist()]
+    repeated = [other.canvas(index) for index in samples.tolist()]
+    alike = all(torch.equal(canvas, again) for canvas, again in zip(stored, repeated, strict=True))
+    demand(alike, told + "a canvas differs from time to time")
+    canvases = pixels(stacked(stored))
+    images = pixels(stacked([split.load(index) for index in samples.tolist()]))
+    handed, noise = canvases.clone(), Noise(0, "contract", 0, samples)
+    views = split.augment(handed, noise)
+    demand(torch.equal(handed, canvases), told + "augment changes what it is given")
+    demand(views.shape == images.shape, told + f"augment must keep the shape {tuple(images.shape)} of images")
+    ranged = views.dtype == torch.float32 and bool(views.amin() >= 0 and views.amax() <= 1)
+    demand(ranged, told + "augment must give float32 in [0, 1]")
+    demand(torch.equal(other.augment(handed, noise), views), told + "augment must depend on its noise alone")
+    if not split.augments:
+        demand(torch.equal(views, images), told + "augment must give the images where `augments` is False")
+        return
+    rows = torch.arange(len(samples)).flip(0)[: -(-len(samples) // 2)]
+    apart = split.augment(handed[rows], noise.of(rows))
+    demand(_close(apart, views[rows], 1e-5), told + "a view must not depend on its batch mates")
+    later = split.augment(handed, Noise(0, "contract", 1, samples))
+    demand(not torch.equal(later, views), told + "augment gives the same in every epoch, though `augments` is True")
 
 
 # --- reporters ---------------------------------------------------------------------------------------------------

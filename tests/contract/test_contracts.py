@@ -148,6 +148,8 @@ def test_datasets(entry, tmp_path):
             settings["classnames"] = str(tmp_path / "names.txt")
     dataset, config = build(entry, settings)
     check_dataset(dataset(config))
+    augmented = {"digits": {"shift": 2}, "folder": {"augment": "crop-flip"}, "imagenet": {"augment": "crop-flip"}}
+    check_dataset(dataset(build(entry, {**settings, **augmented.get(entry.spec.name, {})})[1]))
 
 
 @pytest.mark.parametrize("entry", entries("reporter"))
@@ -513,14 +515,24 @@ def changed(change):
 
 
 class Jitters(ArraySplit):
-    def load(self, index, generator=None):
+    def load(self, index):
         return (super().load(index) + 0.01 * torch.rand(1)).clamp(0, 1)
 
+    version = "1"
 
-class Forks(ArraySplit):
-    def load(self, index, generator=None):
-        image = super().load(index)
-        return image if generator is None else image[:, 1:]
+
+class Wanders(ArraySplit):
+    def canvas(self, index):
+        return (self.load(index) + 0.01 * torch.rand(1)).clamp(0, 1)
+
+
+def augmenting(augment, augments=True):
+    kind = type("Augmenting", (ArraySplit,), {"augments": augments, "augment": augment})
+    return lambda s, n: kind(s.images, s.labels, s.ids)
+
+
+def dimmed(split, canvases, noise):
+    return canvases * noise.uniform((1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -533,13 +545,25 @@ class Forks(ArraySplit):
         (lambda s, n: ArraySplit(s.images[:, :1], s.labels, s.ids), r"must be \(3, H, W\)"),
         (lambda s, n: ArraySplit(s.images, s.labels[torch.randperm(len(s))], s.ids), "built again"),
         (lambda s, n: Jitters(s.images, s.labels, s.ids), "from load to load"),
-        (lambda s, n: Forks(s.images, s.labels, s.ids), "keep the shape"),
+        (lambda s, n: Wanders(s.images, s.labels, s.ids), "a canvas differs"),
+        (augmenting(lambda s, c, noise: c[..., 1:]), "keep the shape"),
+        (augmenting(lambda s, c, noise: c.double()), "float32"),
+        (augmenting(lambda s, c, noise: c + 0.5), "float32 in"),
+        (augmenting(lambda s, c, noise: c * torch.rand(1)), "noise alone"),
+        (augmenting(lambda s, c, noise: dimmed(s, c, noise) * c.mean()), "batch mates"),
+        (augmenting(lambda s, c, noise: c.mul_(0.9)), "changes what it is given"),
+        (augmenting(dimmed, augments=False), "`augments` is False"),
+        (augmenting(lambda s, c, noise: c.flip(3)), "the same in every epoch"),
         (lambda s, n: ArraySplit(s.images[..., : 16 if n == "train" else 8], s.labels, s.ids), "differ in shape"),
     ],
 )
 def test_bad_datasets_are_found_out(change, clause):
     with pytest.raises(Broken, match=clause):
         check_dataset(changed(change))
+
+
+def test_a_good_augmentation_passes():
+    check_dataset(changed(augmenting(dimmed)))
 
 
 def test_an_unknown_split_must_be_an_error():
