@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from advdistill.engine import launch
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.class_features import AT_MOST
@@ -33,9 +34,23 @@ if TYPE_CHECKING:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` (the GPU if there is one), or what torch calls it. Raises UsageError where torch cannot use it."""
+    """`auto` (the GPU if there is one), or what torch calls it; with several processes, each has a GPU of its own.
+
+    Raises:
+        UsageError: torch cannot use it, or there are more processes than GPUs.
+    """
+    place = launch.place()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if place.size > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UsageError(f"device {name!r} is one, and there are {place.size} processes", "use cuda or auto")
+        if place.local >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {place.local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+                "start as many processes as there are GPUs",
+            )
+        return torch.device("cuda", place.local)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

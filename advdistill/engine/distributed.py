@@ -2,22 +2,46 @@
 
 Every process holds the whole model and takes its share of each batch. What they exchange: the gradients of what
 learns, summed in one piece; class features, each encoded by one process; sums of losses; outcomes of an evaluation.
-So all of them stay equal, bit for bit, and nothing is wrapped.
+So all of them stay equal, bit for bit, and nothing is wrapped. What starts them is `launch`'s business.
+
+The process group is destroyed before the interpreter ends, and nothing may keep a reference to it. gloo's threads
+drop finished work, tensors included, a moment after whoever waited for it has gone on; to drop a tensor they take the
+interpreter's lock, and Python ends a thread that asks for it while the interpreter is being torn down, in the midst of
+a C++ destructor: "terminate called without an active exception", though all work was done. Destroying the group
+joins those threads first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from advdistill.engine import launch
+from advdistill.errors import RunError
+
 T = TypeVar("T")
+
+JOINING = timedelta(minutes=5)
+"""How long processes wait for all to have started."""
+
+WAITING = timedelta(days=1)
+"""How long one waits for another that is alive: it may be evaluating, or saving. One that has died is noticed at
+once, by its connection (gloo), or by who started it."""
+
+
+class Lost(RunError):
+    """Another process of the run has ended."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has ended", "why, it has told itself; the run cannot go on alone")
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,8 @@ class World:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _exchanging():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -56,7 +81,8 @@ class World:
         rows = -(-count // self.size)
         padded = torch.cat([mine.detach(), mine.new_zeros(rows - len(mine), *mine.shape[1:])])
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
+        with _exchanging():
+            dist.all_gather(parts, padded)
         sizes = [len(range(count)[World(rank, self.size).share(count)]) for rank in range(self.size)]
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
@@ -65,8 +91,13 @@ class World:
         if self.size == 1:
             return [mine]
         everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, mine)
+        with _exchanging():
+            dist.all_gather_object(everybody, mine)
         return everybody
+
+    def told(self, find: Callable[[], T]) -> T:
+        """What the main process finds, picklable, told to everybody; the others do not look."""
+        return self.gather(find() if self.main else None)[0]  # type: ignore[return-value]
 
     def any(self, here: bool) -> bool:
         """Whether it is so for anybody."""
@@ -76,8 +107,7 @@ class World:
 
     def wait(self) -> None:
         """For all to come here."""
-        if self.size > 1:
-            dist.barrier()
+        self.any(False)
 
 
 ALONE = World()
@@ -85,14 +115,51 @@ ALONE = World()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
-    """The processes that torchrun started; one where it did not."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+def _exchanging() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Lost from error
+
+
+@contextlib.contextmanager
+def joined(cuda: bool = False) -> Iterator[World]:
+    """The processes that were started together; one where there are no others.
+
+    Args:
+        cuda: they exchange what lies on GPUs too; each uses the one with its number on its machine.
+
+    Raises:
+        RunError: they do not find each other.
+    """
+    place = launch.place()
+    if place.size == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo")
+    launch.stop_with_parent()
+    if place.address:
+        os.environ["MASTER_ADDR"], port = place.address
+        os.environ["MASTER_PORT"] = str(port)
+    if cuda:
+        torch.cuda.set_device(place.local)
     try:
-        yield World(dist.get_rank(), size)
+        store, *_ = next(dist.rendezvous("env://", place.rank, place.size, timeout=JOINING))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=WAITING,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"the {place.size} processes of this run do not find each other at {where}: {str(error).splitlines()[0]}",
+            "were all of them started, and can their machines reach each other?",
+        ) from error
+    try:
+        yield World(place.rank, place.size)
     finally:
         dist.destroy_process_group()

@@ -8,7 +8,8 @@ not attacked, and broken ones not any further, where the model says of itself th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from advdistill.engine.attack import Attack, Problem, right
 from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Split, read, stratified
+from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.judge import Judge, Look, quantise
 from advdistill.engine.noise import Noise
 from advdistill.engine.outcomes import Column, Outcome
@@ -100,6 +102,8 @@ class Bench:
         batch_size: images at a time under attack. workers: processes that decode.
         progress: see `Progress`.
         store: keeps what is found.
+        world: who shares the work, whole batches of `batch_size` each, so that an image has the same mates however
+            many they are. All get the same outcome; `found` is told of the others' samples by nobody.
     """
 
     participant: Participant
@@ -112,6 +116,7 @@ class Bench:
     workers: int = 0
     progress: Progress = lambda protocol, done, total: None
     store: Store = field(default_factory=Memory)
+    world: World = ALONE
 
     def columns(self, protocols: Sequence[Protocol], found: Found | None = None, scope: str = "") -> Iterator[Column]:
         """What each protocol finds, in turn.
@@ -162,7 +167,7 @@ class Bench:
         free = model.batch_independent
         doomed = ~state.clean if free else torch.zeros_like(state.clean)
         if found and doomed.any():
-            for batch in self._read(split, indices[doomed]):
+            for batch in self._read(split, self._mine(indices[doomed])):
                 found(protocol.name, batch, batch.images, torch.zeros(len(batch), dtype=torch.bool))
         if attack.studies:
             self._study(attack, protocol)
@@ -170,12 +175,8 @@ class Bench:
         for number, stage in enumerate(stages):
             open_ = state.right if free else torch.ones_like(state.right)
             todo = open_.nonzero().squeeze(1)
-            done = len(indices) - len(todo)
-            self.progress(protocol.name, done, len(indices))
             for pack in self._packs(protocol, stage, number, split, indices, todo, key):
                 state.add(pack, number)
-                done += len(pack.positions)
-                self.progress(protocol.name, done, len(indices))
                 if found:
                     lost = ~pack.right
                     final = torch.ones_like(lost) if number == len(stages) - 1 or not free else lost
@@ -192,13 +193,18 @@ class Bench:
         todo: Tensor,
         key: str,
     ) -> Iterator[Pack]:
-        """Packs of the positions `todo` through one stage: those in the store, then the others, as they finish."""
-        have = set[int]()
-        for pack in self.store.packs(key, number):
+        """Packs of the positions `todo` through one stage: those in the store, then the others, as they finish; last,
+        and without images, those of other processes."""
+        have, done = set[int](), len(indices) - len(todo)
+        self.progress(protocol.name, done, len(indices))
+        for pack in self._stored(key, number):
             have.update(pack.positions.tolist())
             yield pack
+            done += len(pack.positions)
+            self.progress(protocol.name, done, len(indices))
         rest = torch.tensor([p for p in todo.tolist() if p not in have], dtype=torch.long)
-        portions = list(rest.split(self.batch_size)) if len(rest) else []
+        portions = self._mine(rest)
+        finished = []
         batches = read(split, [indices[part].tolist() for part in portions], workers=self.workers)
         for positions, batch in zip(portions, batches, strict=True):
             try:
@@ -211,8 +217,27 @@ class Bench:
                     f"{int(batch.samples[0])} to {int(batch.samples[-1])}: {type(error).__name__}: {error}",
                     "-v shows where it happened",
                 ) from error
-            images = self.store.keep(key, number, pack.images)
-            yield self.store.add(key, number, self._judged(pack, images, batch))
+            pack = self.store.add(key, number, self._judged(pack, self.store.keep(key, number, pack), batch))
+            finished.append(replace(pack, images=None))
+            yield pack
+            # The others are about as far.
+            done = min(done + len(pack.positions) * self.world.size, len(indices))
+            self.progress(protocol.name, done, len(indices))
+        for rank, theirs in enumerate(self.world.gather(finished)):
+            if rank != self.world.rank:
+                yield from theirs
+
+    def _stored(self, key: str, stage: int) -> Iterable[Pack]:
+        """What the store has of a stage; with several processes, as the main one found it, and without images."""
+        if self.world.size == 1:
+            return self.store.packs(key, stage)
+        return self.world.told(lambda: [replace(pack, images=None) for pack in self.store.packs(key, stage)])
+
+    def _mine(self, which: Tensor) -> list[Tensor]:
+        """Batches of some samples, (N,) long: this process's share of them."""
+        if not len(which):
+            return []
+        return list(which.split(self.batch_size))[self.world.rank :: self.world.size]
 
     def _attack(self, protocol: Protocol, stage: Attack, batch: Batch, positions: Tensor) -> Pack:
         """One pack through one stage of an attack, not judged yet."""
@@ -249,11 +274,15 @@ class Bench:
 
         def look() -> dict[str, Tensor]:
             looks = []
-            for batch in self._read(split, indices):
+            for batch in self._read(split, self._mine(indices)):
                 looks.append(self._look(batch.images, batch.labels))
                 if protocol.attack is None:
-                    self.progress(protocol.name, sum(len(each.right) for each in looks), len(indices))
-            return {name: torch.cat([getattr(each, name) for each in looks]) for name in vars(looks[0])}
+                    done = sum(len(each.right) for each in looks) * self.world.size
+                    self.progress(protocol.name, min(done, len(indices)), len(indices))
+            # Batch k was looked at by process k % size.
+            turns = zip_longest(*self.world.gather(looks))
+            all_ = [each for turn in turns for each in turn if each is not None]
+            return {name: torch.cat([getattr(each, name) for each in all_]) for name in vars(all_[0])}
 
         classes = self.participant.classes.digest
         mixed = 0 if self.participant.model.batch_independent else self.batch_size
@@ -291,9 +320,9 @@ class Bench:
         batch = next(iter(read(split, [indices[pack.positions[which]].tolist()])))
         found(protocol.name, batch, pack.images[which], pack.right[which])
 
-    def _read(self, split: Split, indices: Tensor) -> Iterator[Batch]:
+    def _read(self, split: Split, portions: list[Tensor]) -> Iterator[Batch]:
         side = split.load(0).shape[-2:]
-        for batch in read(split, [part.tolist() for part in indices.split(self.batch_size)], workers=self.workers):
+        for batch in read(split, [part.tolist() for part in portions], workers=self.workers):
             if batch.images.shape[-2:] != side:
                 sizes = " and ".join(f"{height}x{width}" for height, width in (side, batch.images.shape[-2:]))
                 raise DataError(

@@ -10,6 +10,7 @@ import torch
 from advdistill.engine import build
 from advdistill.engine.build import Parts
 from advdistill.engine.data import workers_for
+from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import Bench, Results, evaluate, examples, to_device
 from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
 from advdistill.engine.participant import Participant
@@ -26,10 +27,12 @@ SHOWN = 8
 
 
 class Examiner:
-    """Takes the models of a run through the recipe's protocols and tells the reporters."""
+    """Takes the models of a run through the recipe's protocols and tells the reporters; `world` shares the work."""
 
-    def __init__(self, recipe: Recipe, registry: Registry, parts: Parts, tell: Callable[[Event], None]) -> None:
-        self._recipe, self._registry, self._parts, self._tell = recipe, registry, parts, tell
+    def __init__(
+        self, recipe: Recipe, registry: Registry, parts: Parts, tell: Callable[[Event], None], world: World = ALONE
+    ) -> None:
+        self._recipe, self._registry, self._parts, self._tell, self._world = recipe, registry, parts, tell, world
         for path in recipe.evaluate.controls.values():
             read_header(resource(path))  # a path that leads nowhere is told before the run begins
         self.protocols = build.protocols(registry, recipe)
@@ -70,9 +73,10 @@ class Examiner:
         return {"none": -1.0, "clean": clean.share, "robust": strong}[self._recipe.evaluate.select]
 
     def show(self) -> None:
-        """A few samples with what the undefended model and the student say of them, each attacked itself."""
+        """A few samples with what the undefended model and the student say of them, each attacked itself; they are
+        the main process's alone to show."""
         robust = next((p for p in self.protocols if p.attack), None)
-        if robust is None or robust.threat is None:
+        if robust is None or robust.threat is None or not self._world.main:
             return
         parts = self._parts
         names = parts.classes.names
@@ -111,6 +115,7 @@ class Examiner:
             progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
             stored=participant.model.stored_results,
             seen=self._parts.seen(participant),
+            world=self._world,
         )
 
     def _workers(self, protocols: list[Protocol]) -> int:

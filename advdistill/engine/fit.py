@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, checkpoint, distributed, optim, recall, resume, timing
+from advdistill.engine import build, checkpoint, distributed, launch, optim, recall, resume, timing
 from advdistill.engine.attack import NotFinite
 from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch
 from advdistill.engine.distributed import ALONE, World
@@ -85,10 +85,11 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
     """
     recipe = build.settled(recipe)
     with (
-        distributed.joined() as world,
+        distributed.joined(build.device_of(recipe.train.device).type == "cuda") as world,
         tf32(recipe.train.precision == "tf32"),
         RunFolder(recipe, resume=resume, overwrite=overwrite, main=world.main) as folder,
     ):
+        world.wait()  # a folder that cannot be used ends all of them here
         reporters = Reporters([build.component(registry, block) for block in recipe.report] if world.main else [])
         try:
             with _warnings_told(reporters.tell):
@@ -111,7 +112,7 @@ class Run:
         self.recipe, self.folder, self.tell, self.world = recipe, folder, tell, world
         torch.manual_seed(recipe.seed)
         self.parts = build.parts(recipe, registry, world)
-        self.examiner = Examiner(recipe, registry, self.parts, tell)
+        self.examiner = Examiner(recipe, registry, self.parts, tell, world)
         self.optimizer = optim.optimizer(recipe.optim, self.parts.learners)
         self.split, train = self.parts.splits("train"), recipe.train
         self.feed = Feed(self.split, self.parts.device, workers=train.workers, keep=train.keep_images, world=world)
@@ -124,10 +125,15 @@ class Run:
         self.per_epoch = steps_per_epoch(len(self.split), recipe.train.batch_size)
         self.steps = recipe.train.steps or recipe.train.epochs * self.per_epoch
         self.portions = 1 if train.accumulate == "auto" else train.accumulate
+        if world.size > 1:
+            self._refuse_batch_statistics()
         self.step, self.best, self._halfway = 0, -1.0, False
+        self._began_with = world.size
         self._recalls: list[recall.Recall] = []
         if folder.resuming and folder.resume_point.exists():
-            self.step, self.best = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
+            self.step, self.best, self._began_with = resume.restore(
+                folder.resume_point, self.parts, self.optimizer, dict(recipe.tree)
+            )
 
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
@@ -136,6 +142,13 @@ class Run:
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
+        if self._began_with != self.world.size:
+            self.tell(
+                Warned(
+                    f"saved by {self._began_with} process(es) and resumed by {self.world.size}: order, images and "
+                    "noise stay the same, but what models draw at random, such as dropout, does not"
+                )
+            )
         before = self.examiner.before()
         again = self.steps - self.step > self.per_epoch - self.step % self.per_epoch
         self._recalls = recall.attach(self.recipe, self.parts, self.split, again, self.world)
@@ -186,6 +199,17 @@ class Run:
             if teacher.ema:
                 teacher.follow(self.parts.student)
         return dict(means), rates
+
+    def _refuse_batch_statistics(self) -> None:
+        """Each process would normalise by its own share of the batch, and the numbers depend on how many they are."""
+        model = self.parts.student.model.train()
+        shared = self.parts.student.shares_forwards
+        model.eval()
+        if not shared:
+            raise UsageError(
+                "the student learns by statistics of the whole batch, which several processes do not have",
+                "train it in one process, or freeze its BatchNorm (student.bn=frozen)",
+            )
 
     def _reseed(self) -> None:
         """What models draw at random in a step depends on the step and on who takes it, not on what was drawn before:
@@ -294,11 +318,10 @@ class Run:
         """The student as the probe liked it best; the last one is put back afterwards."""
         student = self.parts.student
         last = {name: tensor.clone() for name, tensor in student.model.learned().items()}
-        facts, tensors = checkpoint.read(self.folder.path / "best.safetensors")
+        facts, tensors = self.world.told(lambda: checkpoint.read(self.folder.path / "best.safetensors"))
         student.load(checkpoint.of_student(tensors))
         row = self.examiner.student("student, best probe")
         stored = [Results("student", row.counts, row.statements).to_json()]
-        self.world.wait()  # all have read it
         if self.world.main:
             checkpoint.write(self.folder.path / "best.safetensors", tensors, {**facts, "results": stored})
         student.load(last)
@@ -338,7 +361,7 @@ class Run:
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def _stop(self) -> None:
-        command = f"advdistill train --resume {self.folder.path}"
+        command = launch.resumed(self.folder.path)
         self.tell(RunStopped(self.clock, "asked to stop", command))
         raise Interrupted(f"stopped after step {self.step} of {self.steps}; all is saved", f"go on with: {command}")
 
@@ -347,8 +370,8 @@ class Run:
         if not self.folder.ours:
             return
         self._write("last.safetensors")
-        point = self.folder.resume_point
-        resume.save(point, self.parts, self.optimizer, dict(self.recipe.tree), self.step, self.best)
+        point, stand = self.folder.resume_point, resume.Stand(self.step, self.best, self.world.size)
+        resume.save(point, self.parts, self.optimizer, dict(self.recipe.tree), stand)
         self.tell(Saved(point, self.clock))
 
     def _write(self, name: str, rows: list[Results] | None = None) -> None:

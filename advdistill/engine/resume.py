@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,19 @@ from advdistill.engine.build import Parts
 from advdistill.errors import DataError
 
 
-def save(
-    path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any], step: int, best: float
-) -> None:
+class Stand(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: steps done. best: the best probe's score. processes: how many take its steps.
+    """
+
+    step: int
+    best: float
+    processes: int = 1
+
+
+def save(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any], stand: Stand) -> None:
     """Write a resume point: learned tensors, optimizer moments, strategy buffers, the clock."""
     tensors: dict[str, Tensor] = {
         **{f"learned.{name}": t for name, t in checkpoint.learned(parts.student, parts.teachers).items()},
@@ -23,15 +33,12 @@ def save(
     }
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-    facts = {"format": checkpoint.FORMAT, "recipe": _anywhere(tree), "step": step, "best": best}
+    facts = {"format": checkpoint.FORMAT, "recipe": _anywhere(tree), **stand._asdict()}
     checkpoint.write(path, tensors, facts)
 
 
-def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> tuple[int, float]:
+def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> Stand:
     """Put everything back as `save` found it.
-
-    Returns:
-        step, best.
 
     Raises:
         DataError: the file is damaged, or belongs to another recipe or to other parts.
@@ -58,7 +65,7 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return facts["step"], facts["best"]
+    return Stand(facts["step"], facts["best"], facts.get("processes", 1))
 
 
 def _anywhere(tree: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from advdistill.engine import checkpoint
 from advdistill.engine.attack import Tally
+from advdistill.engine.distributed import ALONE, World
 from advdistill.recipe.header import FORMAT
 
 
@@ -60,8 +61,8 @@ class Store(ABC):
         """Those that are finished, one at a time."""
 
     @abstractmethod
-    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
-        """Store (n, 3, H, W) images losslessly, and give back what is stored: verdicts rest on that."""
+    def keep(self, key: str, stage: int, pack: Pack) -> Tensor:
+        """Store a pack's (n, 3, H, W) images losslessly, and give back what is stored: verdicts rest on that."""
 
     @abstractmethod
     def add(self, key: str, stage: int, pack: Pack) -> Pack:
@@ -81,9 +82,9 @@ class Memory(Store):
     def packs(self, key: str, stage: int) -> Iterator[Pack]:
         return iter(())
 
-    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
-        assert images is not None
-        return images
+    def keep(self, key: str, stage: int, pack: Pack) -> Tensor:
+        assert pack.images is not None
+        return pack.images
 
     def add(self, key: str, stage: int, pack: Pack) -> Pack:
         return pack
@@ -101,26 +102,27 @@ class Folder(Store):
         path: the folder; made if it is not there.
         model: what identifies the attacked model; part of every name, so that nobody else's images are found.
         images: keep them once they have been judged.
+        world: processes that share the folder; each writes the packs that it made, and all see them.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, model: str, images: bool = True) -> None:
-        self._path, self._model, self._images = path, model, images
+    def __init__(self, path: Path, model: str, images: bool = True, world: World = ALONE) -> None:
+        self._path, self._model, self._images, self._world = path, model, images, world
 
     def packs(self, key: str, stage: int) -> Iterator[Pack]:
         for file in sorted(self._place(key).glob(f"{stage:02d}-*.outcome.safetensors")):
             yield self._read(file)
 
-    def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
-        assert images is not None
-        place = self._next(key, stage, "images")
-        checkpoint.write(place, {"images": images}, {"format": FORMAT})
+    def keep(self, key: str, stage: int, pack: Pack) -> Tensor:
+        assert pack.images is not None
+        place = self._file(key, stage, pack, "images")
+        checkpoint.write(place, {"images": pack.images}, {"format": FORMAT})
         return checkpoint.read(place)[1]["images"]
 
     def add(self, key: str, stage: int, pack: Pack) -> Pack:
-        place, kept = self._next(key, stage, "outcome"), self._next(key, stage, "images")
+        place, kept = (self._file(key, stage, pack, what) for what in ("outcome", "images"))
         tensors = {field.name: getattr(pack, field.name) for field in fields(pack) if field.name != "images"}
         checkpoint.write(place, tensors, {"format": FORMAT})
         if not self._images:
@@ -129,9 +131,11 @@ class Folder(Store):
 
     def clean(self, key: str, look: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
         place = self._place(key) / "clean.safetensors"
-        if not place.exists():
-            checkpoint.write(place, look(), {"format": FORMAT})
-        return checkpoint.read(place)[1]
+        if not self._world.told(place.exists):
+            found = look()
+            if self._world.main:
+                checkpoint.write(place, found, {"format": FORMAT})
+        return self._world.told(lambda: checkpoint.read(place)[1])
 
     def _place(self, key: str) -> Path:
         """The folder of one statement on this model."""
@@ -139,11 +143,10 @@ class Folder(Store):
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def _next(self, key: str, stage: int, what: str) -> Path:
-        # A pack is finished when its outcome is written; images without one are of a pack that was cut off.
-        place = self._place(key)
-        number = len(list(place.glob(f"{stage:02d}-*.outcome.safetensors")))
-        return place / f"{stage:02d}-{number:06d}.{what}.safetensors"
+    def _file(self, key: str, stage: int, pack: Pack, what: str) -> Path:
+        # A position is in one finished pack of a stage at most, so that its first one names it. It is finished when its
+        # outcome is written; images without one are of a pack that was cut off.
+        return self._place(key) / f"{stage:02d}-{int(pack.positions[0]):06d}.{what}.safetensors"
 
     def _read(self, file: Path) -> Pack:
         kept = file.with_name(file.name.replace(".outcome.", ".images."))

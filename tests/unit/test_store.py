@@ -187,22 +187,26 @@ def test_an_attack_that_raises_loses_no_finished_pack(tmp_path: Path) -> None:
 # --- whose packs -------------------------------------------------------------------------------------------------
 
 
-def pack(count: int = 3, mark: float = 0.5) -> Pack:
+def pack(count: int = 3, mark: float = 0.5, start: int = 0) -> Pack:
     images = torch.full((count, 3, 4, 4), mark)
     made = Pack.of(
-        torch.arange(count), images, torch.rand(count), torch.ones(count, dtype=torch.bool), Tally.of(images)
+        torch.arange(start, start + count),
+        images,
+        torch.rand(count),
+        torch.ones(count, dtype=torch.bool),
+        Tally.of(images),
     )
     return made.judged(images, made.claimed, torch.zeros(count, dtype=torch.float64), made.claimed)
 
 
 def keep(store: Store, key: str, stage: int, made: Pack) -> None:
-    store.add(key, stage, replace(made, images=store.keep(key, stage, made.images)))
+    store.add(key, stage, replace(made, images=store.keep(key, stage, made)))
 
 
 def test_nobody_else_finds_a_pack(tmp_path: Path) -> None:
     mine = Folder(tmp_path, "model a")
     keep(mine, "key", 0, pack(mark=0.25))
-    keep(mine, "key", 0, pack(2, mark=0.75))
+    keep(mine, "key", 0, pack(2, mark=0.75, start=3))
     assert [len(p.positions) for p in Folder(tmp_path, "model a").packs("key", 0)] == [3, 2]
     assert not list(mine.packs("key", 1)) and not list(mine.packs("other", 0))
     other = Folder(tmp_path, "model b")
@@ -247,7 +251,7 @@ def test_images_are_kept_to_the_bit(tmp_path: Path) -> None:
     store, made = Folder(tmp_path, "model"), pack()
     odd = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     odd[0, 0, 0] = torch.tensor([0.0, 1.0, 2.0**-149, 1 - 2.0**-24])
-    back = store.keep("key", 0, odd)
+    back = store.keep("key", 0, replace(made, images=odd))
     assert torch.equal(back, odd) and back.dtype == torch.float32 and back.data_ptr() != odd.data_ptr()
     store.add("key", 0, replace(made, images=back))
     (found,) = Folder(tmp_path, "model").packs("key", 0)
@@ -280,9 +284,9 @@ def test_verdicts_are_given_on_what_the_store_gave_back() -> None:
     class Forgetful(Memory):
         """What it gives back is another image."""
 
-        def keep(self, key: str, stage: int, images: Tensor | None) -> Tensor:
-            assert images is not None
-            return torch.full_like(images, 0.5)
+        def keep(self, key: str, stage: int, pack: Pack) -> Tensor:
+            assert pack.images is not None
+            return torch.full_like(pack.images, 0.5)
 
     scene = Scene()
     grey = scene.participant.logits(torch.full((1, 3, 16, 16), 0.5))
