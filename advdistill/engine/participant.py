@@ -123,6 +123,10 @@ class Participant:
             raise UsageError(f"{type(self.model).__name__} has no class features apart from its images")
         return self._class_features.look()
 
+    def encoded(self) -> Tensor:
+        """(C, ...) what an `Encoded` model knows of the classes; a leaf as `classifier` gives it."""
+        return self._class_features.look()
+
     def settle(self) -> None:
         """Carry what the class features' leaf collected into the parameters: one text backward an optimizer step."""
         with phase("class features"):
@@ -179,7 +183,7 @@ class Participant:
         if not isinstance(self.model, Encoded):
             with self._autocast():
                 return _full(passed(self.name, lambda some: self.model.predict(some, self.prepared), images))
-        classifier = self._class_features.look()
+        classifier = self.encoded()
         return self.model.logits(
             features() if features else self.features(images), classifier.detach() if constant else classifier
         )
