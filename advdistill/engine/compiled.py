@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import ClassVar
 
@@ -50,16 +51,24 @@ class Compiled:
         self._model, self._independent, self._name = model, independent, name
         self._parameters = [tensor for tensor in model.learned().values() if isinstance(tensor, nn.Parameter)]
         self._graphs: dict[Hashable, Callable[[Tensor], Tensor]] = {}
-        self._largest, self._failed = 0, False
+        self._largest = Counter[str]()
+        self._failed = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D)."""
+        """(B, 3, H, W) in [0, 1] -> (B, D), in training."""
+        return self._look(images, "training")
+
+    def deployed(self, images: Tensor) -> Tensor:
+        """The same while the model is measured, whose batches have other sizes."""
+        return self._look(images, "deployed")
+
+    def _look(self, images: Tensor, use: str) -> Tensor:
         if self._failed:
             return self._model.features(images)
-        full = self._filled(images)
+        full = self._filled(images, use)
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
         modes = torch.is_grad_enabled(), images.requires_grad, bool(learning), self._model.training
-        key = (*full.shape, *modes)
+        key = (use, *full.shape, *modes)
         try:
             if key in self._graphs:
                 return self._graphs[key](full)[: len(images)]
@@ -74,18 +83,19 @@ class Compiled:
                     raise cause from error
             found = self._model.features(images)  # what is wrong with the model itself is told here
             self._failed = True
-            first = str(error).strip().partition("\n")[0]
+            origin = getattr(error, "inner_exception", None) or error
+            first = str(origin).strip().partition("\n")[0]
             warnings.warn(
-                f"{self._name}: its tower runs uncompiled, as compiling failed: {type(error).__name__}: {first}",
+                f"{self._name}: its tower runs uncompiled, as compiling failed: {type(origin).__name__}: {first}",
                 RunWarning,
                 stacklevel=2,
             )
             return found
 
-    def _filled(self, images: Tensor) -> Tensor:
+    def _filled(self, images: Tensor, use: str) -> Tensor:
         count = len(images)
-        self._largest = max(self._largest, count)
-        size = min(size for share in SHARES if (size := -(-self._largest // share)) >= count)
+        largest = self._largest[use] = max(self._largest[use], count)
+        size = min(size for share in SHARES if (size := -(-largest // share)) >= count)
         if size == count or not self._independent():
             return images
         return torch.cat([images, images[-1:].detach().expand(size - count, -1, -1, -1)])
@@ -109,12 +119,10 @@ class Compiled:
 
         # torch keeps its graphs, and counts them, by code object: each of these has one of its own.
         features.__code__ = features.__code__.replace(co_name=f"features_{next(_number)}")
+        if self.backend != "inductor":
+            return torch.compile(features, dynamic=False, backend=self.backend)
         # Random numbers are those that the uncompiled model draws.
-        options = {"fallback_random": True} if self.backend == "inductor" else None
-        compiled: Callable[[Tensor], Tensor] = torch.compile(
-            features, dynamic=False, backend=self.backend, options=options
-        )
-        return compiled
+        return torch.compile(features, dynamic=False, options={"fallback_random": True})
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -76,7 +76,12 @@ class Participant:
         self.attacked = False
         self.recall: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
         self._manner, self._trains_meanwhile = manner, False
-        self._look, self._look_when_deployed = self._compiled(), self._compiled()
+        self._compiled = (
+            Compiled(model, lambda: self.shares_forwards, name)
+            if manner.compile and isinstance(model, Encoded)
+            else None
+        )
+        self._look: Callable[[Tensor], Tensor] | None = self._compiled
         self._class_features = self._of_classes(self._classifier_learns, manner)
         self._when_deployed = self._of_classes(False, Manner(class_chunk=manner.class_chunk))
 
@@ -99,11 +104,6 @@ class Participant:
     @property
     def _classifier_learns(self) -> bool:
         return self.learns and isinstance(self.model, Encoded) and self.model.classifier_learns
-
-    def _compiled(self) -> Compiled | None:
-        if not self._manner.compile or not isinstance(self.model, Encoded):
-            return None
-        return Compiled(self.model, lambda: self.shares_forwards, self.name)
 
     def _of_classes(self, learns: bool, manner: Manner) -> ClassFeatures:
         return ClassFeatures(
@@ -208,7 +208,7 @@ class Participant:
             compiled: it may look through graphs, where its manner compiles: for attacks. No verdict rests on one.
         """
         training = self._manner, self._look, self._class_features
-        look = self._look_when_deployed if compiled else None
+        look = self._compiled.deployed if compiled and self._compiled else None
         self._manner, self._look, self._class_features = Manner(), look, self._when_deployed
         try:
             with exact(), self.model.evaluated(), self._constant():
