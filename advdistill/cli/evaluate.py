@@ -13,9 +13,11 @@ from advdistill.cli.options import (
     BatchSize,
     DataFolder,
     Device,
+    Gpus,
     Json,
     NormName,
     PluginFiles,
+    Processes,
     Radius,
     complete_suite,
     one_of_classes,
@@ -75,6 +77,8 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    gpus: Gpus = None,
+    processes: Processes = None,
     json: Json = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -91,9 +95,7 @@ def evaluate(
         raise UsageError("which model?", "give --model CHECKPOINT, or --model NAME@WEIGHTS such as ViT-B-32@openai")
     if out is not None and len(model) > 1:
         raise UsageError("--out is one folder, and there are several models", "leave it out, or evaluate one by one")
-    from advdistill.cli.progress import progress
-    from advdistill.engine import campaign
-    from advdistill.engine.subject import Target, subjects
+    from advdistill.engine import launch
     from advdistill.recipe.suite import load_suite
 
     registry = registry_with(plugin)
@@ -102,8 +104,15 @@ def evaluate(
     how = {"data": data, "classes": classes, "norm": norm, "eps": width, "limit": limit}
     if twice := [name for name in model if model.count(name) > 1]:
         raise UsageError(f"{twice[0]} is given twice", "name each model once")
+    if count := launch.needed(gpus, processes, device):
+        raise typer.Exit(launch.start(count, "--gpus" if gpus else "--processes", "the same command"))
+    from advdistill.cli.progress import progress
+    from advdistill.engine import build, campaign, distributed
+    from advdistill.engine.subject import Target, subjects
+
     said = []
     with contextlib.ExitStack() as claimed:
+        world = claimed.enter_context(distributed.joined(build.device_of(device).type == "cuda"))
         campaigns = []
         for name in model:  # all of them before the first is measured: what is wrong is told at once
             target = Target(name, registry, device)
@@ -111,10 +120,11 @@ def evaluate(
                 subjects(target, suite, registry, data=data, classes=classes, norm=norm, eps=width, limit=limit)
             )
             folder = out or campaign.folder_of(target, suite)
-            one = campaign.Campaign(folder, target, suite, how, overwrite)
+            one = campaign.Campaign(folder, target, suite, how, overwrite, world)
             campaigns.append((claimed.enter_context(one), found))
             for note in dict.fromkeys(note for subject in found for note in subject.notes):
-                typer.echo(f"note: {note}", err=True)
+                if world.main:
+                    typer.echo(f"note: {note}", err=True)
         for one, found in campaigns:
             try:
                 with progress() as show:
@@ -122,13 +132,15 @@ def evaluate(
                         found, registry, batch_size=batch_size, workers=workers, images=not drop_images, progress=show
                     )
             except BaseException:
-                if any(one.path.glob("packs/*/*")):
+                if world.main and any(one.path.glob("packs/*/*")):
                     typer.echo(f"what was finished is kept in {one.path}: the same command goes on", err=True)
                 raise
+            if not world.main:
+                continue
             said.append((evaluation, indicators, one.path))
             if not json:
                 _show(evaluation, indicators, one.path)
-    if json:
+    if json and said:
         print_json([_plain(*each) for each in said] if len(said) > 1 else _plain(*said[0]))
         return
     if len(said) > 1:

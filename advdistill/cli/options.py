@@ -112,6 +112,13 @@ Classes = Annotated[
         callback=lambda value: one_of_classes(value),
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", metavar="N", min=1, help="Start N processes here that share the work, each with one GPU."),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", min=1, help="The same on the CPU; they divide its cores.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

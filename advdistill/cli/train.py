@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advdistill.cli.options import Json, Overrides, PluginFiles, complete_recipe, registry_with
+from advdistill.cli.options import (
+    Gpus,
+    Json,
+    Overrides,
+    PluginFiles,
+    Processes,
+    complete_recipe,
+    registry_with,
+)
 from advdistill.cli.output import print_json
 from advdistill.errors import DataError, UsageError
 
@@ -29,6 +37,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be trained and what it needs; read no weights.")
     ] = False,
+    gpus: Gpus = None,
+    processes: Processes = None,
     json: Json = False,
     plugin: PluginFiles = None,
 ) -> None:
@@ -36,12 +46,15 @@ def train(
 
     The run's folder (save.dir) gets last.safetensors, results.json, metrics.jsonl, recipe.yaml and pictures. The final
     table goes to stdout, progress to stderr. Ctrl-C finishes the step in hand, saves, and prints how to go on.
+    torchrun (`-m advdistill train …`) and SLURM (`srun advdistill train …`) may start the processes as well.
 
     Examples:
     advdistill train quickstart
     advdistill train recipes/mmt_ard_vitb32.yaml data.root=/data/imagenet train.batch_size=256 --dry-run
     advdistill train --resume runs/quickstart
+    advdistill train quickstart --gpus 2
     """
+    from advdistill.engine import launch
     from advdistill.recipe.resolve import load_recipe
 
     if resume is not None:
@@ -61,10 +74,16 @@ def train(
         found = plan(resolved, registry)
         print_json(found.to_json()) if json else _tell_plan(resolved, found)
         return
+    if count := launch.needed(gpus, processes, resolved.train.device):
+        option = "--gpus" if gpus else "--processes"
+        again = f"advdistill train --resume {resolved.save.dir} {option} {count}"
+        raise typer.Exit(launch.start(count, option, again))
     from advdistill.cli.tables import print_results
     from advdistill.engine import fit
 
     rows = fit.train(resolved, registry, resume=resume is not None, overwrite=overwrite)
+    if launch.place().rank:
+        return
     print_json([row.to_json() for row in rows]) if json else print_results(rows)
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from advdistill.engine import doubt
 from advdistill.engine.card import card, markdown
 from advdistill.engine.checkpoint import write_bytes
+from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.doubt import Indicator
 from advdistill.engine.evaluate import Progress
 from advdistill.engine.outcomes import FILE, Column, Evaluation
@@ -46,14 +47,17 @@ class Campaign:
         out: new, or begun by the same evaluation.
         how: what else decides what is measured; JSON-able.
         overwrite: another evaluation that is in it may go.
+        world: who measures; the main process locks and writes, the others add what they measured.
 
     Raises:
         UsageError: another model or another suite was evaluated there, or something else lies there.
         RunError: another process is at work in it, or it cannot be written.
     """
 
-    def __init__(self, out: Path, target: Target, suite: Suite, how: Mapping[str, Any], overwrite: bool) -> None:
-        self.path, self.target, self.suite = out, target, suite
+    def __init__(
+        self, out: Path, target: Target, suite: Suite, how: Mapping[str, Any], overwrite: bool, world: World = ALONE
+    ) -> None:
+        self.path, self.target, self.suite, self._world = out, target, suite, world
         said = {"model": target.fingerprint, "suite": suite.tree, "how": how}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
         self._about = {
@@ -67,6 +71,12 @@ class Campaign:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Campaign:
+        if self._world.main:
+            self._claim()
+        self._world.wait()
+        return self
+
+    def _claim(self) -> None:
         head, known = self.path / HEAD, None
         try:
             if head.exists():
@@ -96,7 +106,6 @@ class Campaign:
             shutil.rmtree(self.path / PACKS, ignore_errors=True)
         write_bytes(head, (json.dumps(self._about, indent=2) + "\n").encode())
         write_bytes(self.path / "protocol.yaml", to_yaml(self.suite.tree).encode())
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock:
@@ -118,12 +127,16 @@ class Campaign:
             subjects: see `advdistill.engine.subject.subjects`.
             images: keep the adversarial images of every sample, as float32.
 
+        Returns:
+            What was found, and the doubts; only the main process doubts.
+
         Raises:
             UserError: from the parts; what was finished before is kept, and the same call goes on from there.
         """
         version = metadata.version("advdistill")
-        store = Folder(self.path / PACKS, f"{self.target.fingerprint}/{version}", images)
+        store = Folder(self.path / PACKS, f"{self.target.fingerprint}/{version}", images, self._world)
         how = {"batch_size": batch_size, "workers": workers, "progress": progress, "store": store}
+        how["world"] = self._world
         benches = [(subject, subject.bench(**how)) for subject in subjects]
         for subject, bench in benches:
             for protocol in subject.protocols:
@@ -133,6 +146,8 @@ class Campaign:
             columns += bench.columns(subject.protocols, scope=subject.scope)
         facts = {**self.target.to_json(), "versions": {"advdistill": version}}
         evaluation = Evaluation(self.target.name, facts, tuple(columns))
+        if not self._world.main:
+            return evaluation, []
         evaluation.save(self.path / FILE)
         indicators = doubt.from_columns(evaluation)
         save_curves(evaluation, self.path)

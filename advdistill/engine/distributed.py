@@ -41,7 +41,7 @@ class Lost(RunError):
     """Another process of the run has ended."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this run has ended", "why, it has told itself; the run cannot go on alone")
+        super().__init__("another process of this run has ended", "its own error says why")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def joined(cuda: bool = False) -> Iterator[World]:
         cuda: they exchange what lies on GPUs too; each uses the one with its number on its machine.
 
     Raises:
-        RunError: they do not find each other.
+        RunError: they do not find each other, or lose one.
+        SystemExit: they lose one, and this program started them; `launch.start` then says why.
     """
     place = launch.place()
     if place.size == 1:
@@ -161,5 +162,9 @@ def joined(cuda: bool = False) -> Iterator[World]:
         ) from error
     try:
         yield World(place.rank, place.size)
+    except Lost:
+        if launch.STARTED in os.environ:
+            raise SystemExit(launch.LOST) from None
+        raise
     finally:
         dist.destroy_process_group()

@@ -137,7 +137,7 @@ def needed(gpus: int | None, processes: int | None, device: str) -> int:
     return count if count > 1 else 0
 
 
-def start(count: int, option: str, arguments: Sequence[str] | None = None, resume: str = "") -> int:
+def start(count: int, option: str, again: str, arguments: Sequence[str] | None = None) -> int:
     """Run this program's command line in `count` processes that work together, and wait for them.
 
     The first has this process's terminal. What the others say on stderr is shown only if one of them ended the run.
@@ -145,8 +145,8 @@ def start(count: int, option: str, arguments: Sequence[str] | None = None, resum
 
     Args:
         option: `--gpus` or `--processes`.
+        again: how to go on where a process was killed.
         arguments: the command line, without the program; None: this process's.
-        resume: how to go on where a process was killed.
 
     Returns:
         The exit status of all of it.
@@ -180,7 +180,7 @@ def start(count: int, option: str, arguments: Sequence[str] | None = None, resum
             streams = {"stdout": subprocess.DEVNULL, "stderr": said[rank]} if rank else {}
             # A session of its own: the terminal's Ctrl-C comes here alone, and is passed on once.
             running.append(subprocess.Popen(command, env={**common, **mine}, start_new_session=True, **streams))  # type: ignore[call-overload]
-        return _verdict(running, _first_to_fail(running), said, bool(passed), resume)
+        return _verdict(running, _first_to_fail(running), said, bool(passed), again)
 
 
 def _first_to_fail(running: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -205,7 +205,7 @@ def _verdict(
     failed: int | None,
     said: Sequence[IO[bytes]],
     passed: bool,
-    resume: str,
+    again: str,
 ) -> int:
     """The exit status of all; says what the first to fail said, where the first process could not know."""
     main = running[0].returncode
@@ -215,13 +215,13 @@ def _verdict(
         return 130
     status = running[failed].returncode
     if status == LOST:
-        raise RunError("the processes of this run have lost each other", resume and f"go on with: {resume}")
+        raise RunError("the processes of this run have lost each other", f"go on with: {again}")
     if status < 0:
         name = signal.Signals(-status).name
-        hint = "is there enough memory?" if name == "SIGKILL" else ""
+        memory = "is there enough memory? " if status == -signal.SIGKILL else ""
         raise RunError(
-            f"process {failed} of {len(running)} was ended by {name}, and so the run",
-            "; ".join(part for part in (hint, resume and f"what was saved goes on with: {resume}") if part),
+            f"process {failed} of {len(running)} was ended by {name}, and the run with it",
+            f"{memory}go on from what was saved with: {again}",
         )
     said[failed].seek(0)
     sys.stderr.write(said[failed].read().decode(errors="replace"))
