@@ -114,7 +114,7 @@ class Participant:
         assert isinstance(self.model, Encoded)
         # Class features serve the loss as well, so they are encoded in its mode, also where an attack asks first.
         mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
-        with phase("class features"), mode, self._thawed(), self._autocast():
+        with phase("class features", own=True), mode, self._thawed(), self._autocast():
             return self.model.classifier(self.prepared, rows)
 
     def classifier(self) -> Tensor:
@@ -165,12 +165,16 @@ class Participant:
                 mine.copy_(theirs[name])
         self.renew()
 
+    def _constant_of(self, images: Tensor) -> bool:
+        """Whether what it says of them would be the same if no attack were under way."""
+        return not (self.attacked or images.requires_grad)
+
     def features(self, images: Tensor) -> Tensor:
         """(B, D) image features, not normalised."""
         if not isinstance(self.model, Encoded):
             raise UsageError(f"{type(self.model).__name__} has no image features apart from its classes")
         with self._autocast():
-            return _full(passed(self.name, self._look or self.model.features, images))
+            return _full(passed(self.name, self._look or self.model.features, images, self._constant_of(images)))
 
     def logits(self, images: Tensor, features: Callable[[], Tensor] | None = None, constant: bool = False) -> Tensor:
         """(B, C) float32 logits.
@@ -182,7 +186,8 @@ class Participant:
         """
         if not isinstance(self.model, Encoded):
             with self._autocast():
-                return _full(passed(self.name, lambda some: self.model.predict(some, self.prepared), images))
+                own = self._constant_of(images)
+                return _full(passed(self.name, lambda some: self.model.predict(some, self.prepared), images, own))
         classifier = self.encoded()
         return self.model.logits(
             features() if features else self.features(images), classifier.detach() if constant else classifier

@@ -47,10 +47,10 @@ class Watch:
         self._since = now
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """What happens in here belongs to `name`; whatever models do under attack belongs to the attack, but class
-        features, which the whole step uses, are always their own."""
-        if self.attacking and name != "class features":
+    def phase(self, name: str, own: bool = False) -> Iterator[None]:
+        """What happens in here belongs to `name`; but what models do under attack to the attack, unless it is their
+        own: the whole step uses it."""
+        if self.attacking and not own:
             yield
             return
         self.turn()
@@ -74,8 +74,8 @@ class Watch:
 
     @property
     def attacking(self) -> bool:
-        """Whether an attack is under way."""
-        return "attack" in self._phases
+        """Whether an attack is under way, and pays."""
+        return self._phases[-1] == "attack"
 
     def goes(self, who: str, way: str, images: int) -> None:
         """So many images go through `who`, "forward" or "backward"."""
@@ -118,9 +118,9 @@ def clock(device: torch.device) -> Callable[[], float]:
     return read
 
 
-def phase(name: str) -> contextlib.AbstractContextManager[None]:
-    """Work that belongs to `name`, if somebody watches."""
-    return _watch.phase(name) if _watch else contextlib.nullcontext()
+def phase(name: str, own: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Work that belongs to `name`, if somebody watches; see `Watch.phase`."""
+    return _watch.phase(name, own) if _watch else contextlib.nullcontext()
 
 
 def backward() -> contextlib.AbstractContextManager[None]:
@@ -148,14 +148,18 @@ def bill(known: Bill) -> None:
         _watch.attacks += known.attacks
 
 
-def passed(who: str, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`look(images)`, `who`'s pass over them; its backward, where there is one, belongs to `who` as well."""
+def passed(who: str, look: Callable[[Tensor], Tensor], images: Tensor, own: bool = False) -> Tensor:
+    """`look(images)`, `who`'s pass over them; its backward, where there is one, belongs to `who` as well.
+
+    Args:
+        own: even if an attack is under way.
+    """
     watch, count = _watch, len(images)
     if watch is None:
         return look(images)
-    with watch.phase(who):
+    with watch.phase(who, own):
         found = look(images)
-    watch.goes(who, "forward", count)
+        watch.goes(who, "forward", count)
     if found.requires_grad:
         found.register_hook(lambda _: watch.goes(who, "backward", count))
     return found

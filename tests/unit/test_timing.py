@@ -1,6 +1,7 @@
 """Guarantees:
 
-- what is spent belongs to the innermost phase, once; what models do under attack to the attack, but class features;
+- what is spent belongs to the innermost phase, once; what models do under attack to the attack, but for class
+  features and what a frozen teacher says of clean images;
 - a model's backward pass belongs to the model, several models' of one loss each to its own; what no model does, to
   nobody;
 - passes are counted by model, way and attack, for every strategy's kind of step: portions, phases, learning teachers;
@@ -54,7 +55,7 @@ def test_the_attack_pays_for_models_but_not_for_class_features(meter: Meter) -> 
     with timing.watched(meter) as watch, timing.phase("attack"):
         with timing.phase("student"):
             meter.total += 1
-        with timing.phase("class features"):
+        with timing.phase("class features", own=True):
             meter.total += 2
         meter.total += 4
     assert watch.spent == {"other": 0, "attack": 5, "class features": 2}
@@ -150,6 +151,8 @@ def test_watching_changes_no_number(tmp_path: Path, scene: str) -> None:
     assert {"data", "attack", "optimizer", "student", "other", "class features"} <= watch.spent.keys()
     assert all(seconds >= 0 for seconds in watch.spent.values())
     learning = scene == "phases" or scene == "learning teacher"
+    # What a frozen teacher is asked in an objective about images that nobody perturbs is no attack's.
+    assert not any(who != "student" for who, _ in watch.attacks)
     # Twelve images twice; MMT-ARD learns from both views of each.
     loss = watch.passes - watch.attacks
     assert loss["student", "forward"] >= loss["student", "backward"] == (48 if scene == "frozen teachers" else 24)
