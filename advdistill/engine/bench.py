@@ -15,7 +15,7 @@ import resource
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -318,6 +318,14 @@ def methods(registry: Registry, overrides: Sequence[str] = (), backbone: str = "
             chosen[use] = rank, path
     found = [load_recipe(chosen[use][1], overrides, registry) for use in sorted(chosen)]
     return [on_backbone(recipe, backbone, registry) for recipe in found] if backbone else found
+
+
+def ordered(steps: Iterable[Mapping[str, float]]) -> list[str]:
+    """The phases that occur, in the order of a step."""
+    known = dict.fromkeys(phase for phases in steps for phase in phases)
+    first, last = ("data", CLASS_FEATURES, "attack", "student"), ("optimizer", timing.OTHER)
+    between = sorted(known.keys() - {*first, *last})
+    return [phase for phase in (*first, *between, *last) if phase in known]
 
 
 def random_weights(recipe: Recipe, registry: Registry) -> Recipe:

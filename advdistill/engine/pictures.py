@@ -1,11 +1,11 @@
-"""Pictures of evaluations: accuracy over ε, over shots, and clean against robust accuracy."""
+"""Pictures of evaluations (accuracy over ε, over shots, clean against robust accuracy) and of what a step costs."""
 
 from __future__ import annotations
 
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -43,6 +43,15 @@ STYLE: Any = {
     "savefig.facecolor": "white",
     "text.parse_math": False,  # a model may have a dollar in its name
 }
+PHASES = dict(
+    zip(
+        ("data", "class features", "attack", "student", "teachers", "optimizer", "other"),
+        (COLOURS[5], COLOURS[3], COLOURS[1], COLOURS[0], COLOURS[2], COLOURS[4], "#afb8c1"),
+        strict=True,
+    )
+)
+"""Phase of a step -> its colour."""
+
 P = ParamSpec("P")
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -165,6 +174,43 @@ def front_figure(points: Sequence[Point], headings: Sequence[str]) -> Figure:
 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+@_styled
+def cost_figure(methods: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
+    """Seconds a step as bars, one a method, from the top in the order given; each is its phases side by side.
+
+    Args:
+        methods: name -> phase -> seconds. Phases of teachers are one.
+    """
+    from matplotlib.figure import Figure
+
+    merged = []
+    for _, phases in methods:
+        found: dict[str, float] = {}
+        for phase, seconds in phases.items():
+            name = "teachers" if phase.endswith(" teacher") else phase
+            found[name] = found.get(name, 0.0) + seconds
+        merged.append(found)
+    figure = Figure(figsize=(7.2, 1.4 + 0.26 * len(methods)), layout="constrained")
+    axes = figure.subplots()
+    places, starts = list(range(len(methods))), [0.0] * len(methods)
+    for phase, colour in PHASES.items():
+        widths = [found.get(phase, 0.0) for found in merged]
+        if any(widths):
+            axes.barh(places, widths, left=starts, color=colour, height=0.7, label=phase)
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for place, end in zip(places, starts, strict=True):
+        axes.annotate(f"{end:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", color=FAINT)
+    axes.set_yticks(places, [name for name, _ in methods])
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_title("a step by phase")
+    axes.set_xlabel("seconds")
+    figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=8, columnspacing=1.2, handlelength=1)
     return figure
 
 
