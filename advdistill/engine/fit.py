@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, checkpoint, distributed, launch, optim, recall, resume, timing
+from advdistill.engine import build, checkpoint, distributed, launch, memory, optim, recall, resume, timing
 from advdistill.engine.attack import NotFinite
 from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch
 from advdistill.engine.distributed import ALONE, World
@@ -134,6 +134,8 @@ class Run:
             self.step, self.best, self._began_with = resume.restore(
                 folder.resume_point, self.parts, self.optimizer, dict(recipe.tree)
             )
+        if train.accumulate == "auto" and self.step < self.steps:
+            self.portions = self._fewest_portions()
 
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
@@ -149,12 +151,18 @@ class Run:
                     "noise stay the same, but what models draw at random, such as dropout, does not"
                 )
             )
-        before = self.examiner.before()
+        with memory.named(memory.IN_EVALUATION):
+            before = self.examiner.before()
         again = self.steps - self.step > self.per_epoch - self.step % self.per_epoch
         self._recalls = recall.attach(self.recipe, self.parts, self.split, again, self.world)
         with _asked_to_stop() as asked:
-            self._learn(asked)
-        rows = self._conclude(before)
+            try:
+                with memory.named(memory.IN_TRAINING):
+                    self._learn(asked)
+            except memory.OutOfMemory as error:
+                self._give_up(error.message, error.hint)
+        with memory.named(memory.IN_EVALUATION):
+            rows = self._conclude(before)
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
 
@@ -215,6 +223,35 @@ class Run:
         """What models draw at random in a step depends on the step and on who takes it, not on what was drawn before:
         a resumed run draws the same."""
         torch.manual_seed(seeded(self.recipe.seed, "step", self.step, self.world.rank).initial_seed())
+
+    def _fewest_portions(self) -> int:
+        """As few as fit; one where a model learns by the statistics of its batch, which portions would change."""
+        self.parts.student.model.train()
+        if not all(learner.shares_forwards for learner in self.parts.learners.values()):
+            return 1
+        order = epoch_order(len(self.split), self.recipe.train.batch_size, self.recipe.seed, self.clock.epoch)
+        batch = next(self.feed.batches(order[:1], partial(Noise, self.recipe.seed, "augment", self.clock.epoch)))
+        moments = 0 if self.optimizer.state else 1 + (self.recipe.optim.use == "adamw")
+        learns = sum(p.nbytes for learner in self.parts.learners.values() for p in learner.trainable.values())
+        return memory.fewest_portions(
+            len(batch), lambda count: self._try(batch[:count]), self.parts.device, moments * learns, self.world
+        )
+
+    def _try(self, batch: Batch) -> None:
+        """All phases of a step on some images, after which everything is as it was before."""
+        parts = self.parts
+        self._reseed()
+        with contextlib.ExitStack() as stack:
+            for participant in (parts.student, *parts.teachers.values()):
+                stack.callback(participant.discard)
+                stack.enter_context(participant.alone())
+            s = self._see(batch)
+            with contextlib.suppress(NotFinite):  # the step itself will tell
+                for phase in parts.strategy.phases:
+                    phase(s).total().sum().backward()
+                    s.forget()
+                    for learner in parts.learners.values():
+                        learner.settle()
 
     def _portions(self, batch: Batch) -> Iterator[Batch]:
         size = -(-len(batch) // self.portions)
@@ -297,7 +334,8 @@ class Run:
             return next(batches, None)
 
     def _probe(self) -> None:
-        score = self.examiner.probe(self.clock)
+        with memory.named(memory.IN_EVALUATION):
+            score = self.examiner.probe(self.clock)
         if score > self.best:
             self.best = score
             self._write("best.safetensors")
@@ -342,7 +380,7 @@ class Run:
         if bad:
             self._give_up(f"not finite at step {self.step + 1}: {', '.join(bad)}")
 
-    def _give_up(self, why: str) -> NoReturn:
+    def _give_up(self, why: str, advice: str = "lower optim.lr or set optim.clip_norm") -> NoReturn:
         """Stop, with the last good state on disk: the present one, unless an update has ruined it or a step is half
         taken."""
         for learner in self.parts.learners.values():
@@ -353,7 +391,7 @@ class Run:
             kept = f"the state after step {self.step}"
         self.tell(RunStopped(self.clock, why, None))
         where = f"{kept} is in {self.folder.path}; " if self.folder.ours else ""
-        raise RunError(why, f"{where}lower optim.lr or set optim.clip_norm")
+        raise RunError(why, where + advice)
 
     def _sound(self) -> bool:
         """Whether all that was learned is finite."""
@@ -389,6 +427,7 @@ class Run:
         train, threat, place = self.recipe.train, self.parts.threat, str(self.parts.device)
         if self.world.size > 1:
             place += f", {self.world.size} processes"
+        portions = f" in {self.portions} portions" if self.portions > 1 else ""
         sizes = build.count({"student": self.parts.student, **self.parts.teachers})
         learn = [f"{role} {learns:,} of {total:,} parameters" for role, (learns, total) in sizes.items() if learns]
         return {
@@ -396,7 +435,7 @@ class Run:
             "data": f"{self.recipe.data.use}, {len(self.split):,} training images, {len(self.parts.classes)} classes",
             "learns": ", ".join(learn),
             "threat": f"{threat.norm}, eps {threat.eps * 255:g}/255",
-            "budget": f"{self.steps:,} steps of {self.size} images, {train.precision} on {place}",
+            "budget": f"{self.steps:,} steps of {self.size} images{portions}, {train.precision} on {place}",
         }
 
 

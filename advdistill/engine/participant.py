@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +220,16 @@ class Participant:
                 yield
         finally:
             self._manner, self._look, self._class_features = training
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """What this process tries by itself: it waits for no other's class features, and its own are dropped."""
+        shared = self._class_features
+        self._class_features = self._of_classes(self._classifier_learns, replace(self._manner, world=ALONE))
+        try:
+            yield
+        finally:
+            self._class_features = shared
 
     @contextlib.contextmanager
     def _constant(self) -> Iterator[None]:
