@@ -17,6 +17,8 @@ class NoiseImages(Config):
     """In each split."""
     size: int = 224
     """Side of an image."""
+    letters: int = 99
+    """Longer names are cut off there, and numbered all."""
 
 
 class Noise(Dataset):
@@ -25,6 +27,9 @@ class Noise(Dataset):
     def __init__(self, config: NoiseImages) -> None:
         self.config, known = config, list(dict.fromkeys(IMAGENET_CLASSNAMES))
         names = [f"{known[i % len(known)]} {i // len(known)}".removesuffix(" 0") for i in range(config.classes)]
+        names = [
+            name if len(name) <= config.letters else f"{name[: config.letters]} {i}" for i, name in enumerate(names)
+        ]
         self.classes = ClassSet(tuple(names), ("a photo of a {}.",))
 
     def split(self, name: str) -> Split:

@@ -41,9 +41,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def a_run(given: argparse.Namespace) -> Iterator[Run]:
+def a_run(given: argparse.Namespace, **train: Any) -> Iterator[Run]:
     """A run of APD (prompts in both towers of both twins) or of MMT-ARD (a visual tower, two frozen teachers), weights
-    random, in a folder that goes away."""
+    random, in a folder that goes away; `train`: further settings."""
     if given.threads:
         torch.set_num_threads(given.threads)
     model = {"model": given.model, "weights": "random"}
@@ -68,7 +68,13 @@ def a_run(given: argparse.Namespace) -> Iterator[Run]:
             "advdistill": 1,
             "plugins": [str(Path(__file__).with_name("noise_images.py"))],
             "threat": {"norm": "linf", "eps": "4/255"},
-            "data": {"use": "noise-images", "classes": given.classes, "images": given.batch, "size": size(given.model)},
+            "data": {
+                "use": "noise-images",
+                "classes": given.classes,
+                "images": given.batch,
+                "size": size(given.model),
+                "letters": 14 if given.model.startswith(TINY) else 99,  # the tiny one reads 40 bytes
+            },
             "attack": {"use": "pgd", "steps": given.attack_steps, "step": "1/255"},
             "strategy": {"use": given.method},
             "train": {
@@ -78,6 +84,7 @@ def a_run(given: argparse.Namespace) -> Iterator[Run]:
                 "precision": given.precision,
                 "compile": "on" if given.compile else "off",
                 "cache_teachers": "off",
+                **train,
             },
             "evaluate": {"every": 0, "undefended": False, "protocols": [{"name": "clean"}]},
             "save": {"dir": str(Path(folder) / "run")},
