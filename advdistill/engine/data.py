@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from torch.utils.data import DataLoader
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
 from advdistill.errors import DataError, RunError, UserError
+
+T = TypeVar("T")
 
 MOST_WORKERS = 8
 WORTH_WORKERS = 256
@@ -329,15 +330,7 @@ class Loader:
 
     def __init__(self, look: Callable[[int], Tensor], workers: int = 0) -> None:
         self.workers, self._look, self._plan = workers, look, list[Sequence[int]]()
-        self._loader = workers and DataLoader(
-            _Reader(look),
-            batch_sampler=self._plan,  # type: ignore[arg-type]
-            collate_fn=_collate,
-            num_workers=workers,
-            persistent_workers=True,
-            worker_init_fn=_ignore_interrupt,
-            generator=torch.Generator(),  # else each call would draw from the global generator
-        )
+        self._loader: DataLoader[Tensor] | None = None
 
     def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """(n, 3, H, W) uint8, or float32 in [0, 1], of each batch, on the CPU; a new call ends the one before.
@@ -346,40 +339,54 @@ class Loader:
             DataError: an image cannot be read, or does not match its batch mates.
             RunError: a process that decodes has died.
         """
-        if not self._loader:
+        if not self.workers:
             return (stacked([self._look(index) for index in batch]) for batch in batches)
         self._plan[:] = batches
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Reader(self._look),
+                batch_sampler=self._plan,  # type: ignore[arg-type]
+                collate_fn=_collate,
+                num_workers=self.workers,
+                persistent_workers=True,
+                worker_init_fn=_ignore_interrupt,
+                generator=torch.Generator(),  # else each call would draw from the global generator
+            )
         # Torch would raise what becomes of a worker from a signal handler, in the middle of whatever goes on then.
         before = signal.getsignal(signal.SIGCHLD)
-        with _deaths_told():
-            batches_ahead = iter(self._loader)
+        ahead = _or_error(partial(iter, self._loader))
         if before is not None and before is not signal.getsignal(signal.SIGCHLD):
             signal.signal(signal.SIGCHLD, before)
-        return _handed_over(batches_ahead)
+        return self._handed_over(ahead)
+
+    def _handed_over(self, ahead: Iterator[Tensor | UserError] | Exception) -> Iterator[Tensor]:
+        while True:
+            images = ahead if isinstance(ahead, Exception) else _or_error(partial(next, ahead, None))
+            if images is None:
+                return
+            if isinstance(images, Exception):
+                # The processes go with the last reference to them. The error would hold some, and the garbage collector
+                # would take their queues apart before it tells them to end, and wait for them.
+                self._loader = None
+                del ahead
+                raise images
+            yield images
 
 
-def _handed_over(ahead: Iterator[Tensor | UserError]) -> Iterator[Tensor]:
-    while True:
-        with _deaths_told():
-            images = next(ahead, None)
-        if images is None:
-            return
-        if isinstance(images, UserError):
-            raise images
-        yield images
-
-
-@contextlib.contextmanager
-def _deaths_told() -> Iterator[None]:
+def _or_error(step: Callable[[], T]) -> T | Exception:
+    """What `step` gives; else, without what led to it, what was raised in a process that decodes, or that one died."""
     try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        return step()
+    except Exception as error:
+        if "in DataLoader worker process" in str(error):
+            return error.with_traceback(None)  # the one of over there is in its message
+        missed = isinstance(error, (EOFError, ConnectionError)) or "DataLoader worker (pid" in str(error)
+        if not missed:
             raise
-        raise RunError(
-            "a process that decodes images was killed",
-            "often for want of memory: set train.workers to a smaller number, or to 0",
-        ) from error
+    return RunError(
+        "a process that decodes images was killed",
+        "often for want of memory: set train.workers to a smaller number, or to 0",
+    )
 
 
 def read(split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:
