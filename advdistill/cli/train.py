@@ -69,9 +69,9 @@ def train(
         resolved = load_recipe(recipe, overrides or (), plugins=plugin or ())
     registry = registry_with(resolved.plugin_hashes)
     if dry_run:
-        from advdistill.engine.plan import plan
+        from advdistill.engine.plan import estimated
 
-        found = plan(resolved, registry)
+        found = estimated(resolved, registry)
         print_json(found.to_json()) if json else _tell_plan(resolved, found)
         return
     if count := launch.needed(gpus, processes, resolved.train.device):
@@ -138,11 +138,26 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
         lines.append(("activations", f"not known: {plan.unknown}"))
     else:
         total = plan.weights + plan.training + plan.activations
-        held = f"{size(plan.activations)} at {plan.portion} images a portion, in fp32"
+        held = f"{size(plan.activations)} at {plan.portion} images a portion, in {plan.precision}"
+        held += ", or as few as fit" if recipe.train.accumulate == "auto" else ""
         lines += [("activations", held), ("memory", f"at least {size(total)}, and what torch itself takes")]
+    lines.append(("time", _time(recipe, plan)))
     width = max(len(head) for head, _ in lines)
     for head, text in lines:
         typer.echo(f"{head.ljust(width)}  {text}")
+
+
+def _time(recipe: Recipe, plan: Plan) -> str:
+    """How long the steps would take here."""
+    if plan.flops is None:
+        return f"not known: {plan.unknown}; `advdistill bench` measures"
+    work = f"{sum(plan.flops.values()) / 1e9:,.1f} GFLOP a step"
+    if plan.seconds_per_step is None or plan.rate is None:
+        return f"{work}; not known how long they take: {recipe.train.device} cannot be used here"
+    hours = plan.steps * plan.seconds_per_step / 3600
+    whole = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+    rate = f"at the rate of a matrix product on this machine in {plan.precision}, {plan.rate / 1e9:,.0f} GFLOP/s"
+    return f"at least {plan.seconds_per_step:.3g} s a step, {whole} for all; {work} {rate}; `advdistill bench` measures"
 
 
 def _part(recipe: Recipe, role: str, learns: int, total: int) -> str:

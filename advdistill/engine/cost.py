@@ -3,6 +3,7 @@ values; the step's operations are gone through there while their FLOPs, and the 
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import Counter
@@ -108,8 +109,9 @@ def of_step(portion: Cost, portions: float) -> dict[str, float]:
     return {name: flops * (1 if name == CLASS_FEATURES else portions) for name, flops in portion.flops.items()}
 
 
+@functools.cache
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOPs a second of a product of matrices as large as a tower's, in that precision, measured now.
+    """FLOPs a second of a product of matrices as large as a tower's, in that precision, measured once.
 
     Args:
         precision: fp32, tf32 or bf16.

@@ -204,7 +204,7 @@ def cost_figure(methods: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
     for place, end in zip(places, starts, strict=True):
         axes.annotate(f"{end:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", color=FAINT)
     axes.set_yticks(places, [name for name, _ in methods])
-    axes.invert_yaxis()
+    axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
