@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,9 +152,10 @@ class Problem:
         if len(drawn) > 1:
             gradient, values = (torch.stack(parts).mean(0) for parts in zip(*drawn, strict=True))
         self._count(self.tally.backwards, rows, self._draws)
-        zeros = (gradient == 0).flatten(1)
-        self.tally.zeros.index_add_(0, rows, zeros.to(self.tally.zeros.dtype).mean(1) * self._draws)
-        self.tally.blank.index_add_(0, rows, zeros.all(1).to(torch.int32) * self._draws)
+        pixels = math.prod(gradient.shape[1:])
+        zeros = pixels - torch.count_nonzero(gradient.flatten(1), dim=1)
+        self.tally.zeros.index_add_(0, rows, (zeros / pixels).to(self.tally.zeros.dtype) * self._draws)
+        self.tally.blank.index_add_(0, rows, (zeros == pixels).to(torch.int32) * self._draws)
         return gradient, values
 
     def _gradient(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,6 +312,7 @@ class Attack(ABC):
             raise RunError(
                 f"attack {type(self).__name__} returned {tuple(images.shape)} for images {tuple(problem.images.shape)}"
             )
-        if not images.is_meta and not torch.isfinite(images).all():  # a plan has shapes and no values
+        # One look at the pixels: what is no number, or infinite, is least or most. A plan has shapes and no values.
+        if images.numel() and not images.is_meta and not torch.stack(images.detach().aminmax()).isfinite().all():
             raise NotFinite(f"attack {type(self).__name__} returned pixels that are not finite")
         return problem.outcome(images)

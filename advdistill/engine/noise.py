@@ -38,8 +38,8 @@ class Noise:
         first, second = (key if rows is None else key[rows] for key in self._keys)
         position = torch.arange(math.prod(shape), dtype=torch.int32, device=first.device)
         bits = _mix(position ^ _mix(first ^ _wrap(draw * 0x9E3779B9)).unsqueeze(1))
-        bits = _mix(bits ^ second.unsqueeze(1))
-        return ((bits >> 8) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
+        bits = _mix(bits.bitwise_xor_(second.unsqueeze(1)))
+        return (bits >> 8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
 
     def normal(self, shape: tuple[int, ...], draw: int = 0, rows: Tensor | None = None) -> Tensor:
         """(len(rows), *shape) float32 standard normal (Box-Muller)."""
@@ -54,8 +54,9 @@ def _wrap(value: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """A bijective 32-bit mixer (C. Wellons' lowbias32 constants); int32 products wrap, shifts must be made logical."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * _wrap(0x846CA68B)
-    return x ^ ((x >> 16) & 0xFFFF)
+    spare = x >> 16
+    x = spare.bitwise_and_(0xFFFF).bitwise_xor(x).mul_(0x7FEB352D)
+    torch.bitwise_right_shift(x, 15, out=spare)
+    x = x.bitwise_xor_(spare.bitwise_and_(0x1FFFF)).mul_(_wrap(0x846CA68B))
+    torch.bitwise_right_shift(x, 16, out=spare)
+    return x.bitwise_xor_(spare.bitwise_and_(0xFFFF))

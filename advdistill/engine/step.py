@@ -190,11 +190,11 @@ class Step:
         """
         if self._attack is None:
             raise UsageError("this strategy attacks, but the recipe has no attack")
-        chosen = torch.arange(len(self.images), device=self.images.device) if rows is None else rows
         problem = self.poses(
-            self.images[chosen],
-            self.labels[chosen],
-            objective and (lambda images, some: objective(images, chosen[some])),
+            # A tensor of its own: what is asked about it in the attack is no question about the batch.
+            self.images.detach() if rows is None else self.images[rows],
+            self.labels if rows is None else self.labels[rows],
+            objective and (lambda images, some: objective(images, some if rows is None else rows[some])),
             lambda images, some: self.student(images).logits,
             self._threat,
             seen=self._seen,
@@ -207,7 +207,7 @@ class Step:
             self._attacking = True
             stack.callback(setattr, self, "_attacking", False)
             found = self._attack(problem, self._threat, noise)
-        images = self.images.index_copy(0, chosen, found)
+        images = found if rows is None else self.images.index_copy(0, rows, found)
         self._known.append(images)
         return images
 

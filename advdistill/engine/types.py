@@ -47,7 +47,7 @@ class Threat:
             images, clean: (B, 3, H, W).
         """
         if self.norm == "linf":
-            return torch.clamp(torch.minimum(torch.maximum(images, clean - self.eps), clean + self.eps), 0, 1)
+            return torch.clamp(images, clean - self.eps, clean + self.eps).clamp_(0, 1)
         # [0, 1] first: clean lies in it, so shrinking towards clean afterwards stays in it.
         delta = images.clamp(0, 1) - clean
         flat = delta.flatten(1)

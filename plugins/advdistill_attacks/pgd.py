@@ -24,25 +24,40 @@ def random_start(problem: Problem, threat: Threat, noise: Noise, restart: int = 
     """(B, 3, H, W) images in the ball: uniform for linf; a uniform direction and a uniform radius for l2."""
     shape = tuple(problem.images.shape[1:])
     if threat.norm == "linf":
-        offset = 2 * noise.uniform(shape, restart) - 1
+        offset = noise.uniform(shape, restart).mul_(2).sub_(1)
     else:
         # normal(d) spends the draws 2d and 2d + 1; the radius takes the next one.
         offset = direction(noise.normal(shape, 2 * restart), "l2") * noise.uniform((1, 1, 1), 4 * restart + 2)
-    return threat.project(problem.images + threat.eps * offset, problem.images)
+    return threat.project(offset.mul_(threat.eps).add_(problem.images), problem.images)
 
 
 def climb(problem: Problem, threat: Threat, start: Tensor, steps: int, step: float, momentum: float = 0.0) -> Tensor:
     """(B, 3, H, W) where `steps` steps of length `step` lead from `start`. Rows stay where they were once closed."""
-    images, velocity = start.clone(), torch.zeros_like(start)
+    images, velocity = start, torch.zeros_like(start) if momentum else start
     for _ in range(steps):
         rows = problem.open()
         if not len(rows):
             break
-        gradient, _ = problem.gradient(images[rows], rows)
-        velocity[rows] = momentum * velocity[rows] + direction(gradient, threat.norm)
-        ahead = images[rows] + step * direction(velocity[rows], threat.norm)
-        images[rows] = threat.project(ahead, problem.images[rows])
+        here = _of(images, rows)
+        gradient, _ = problem.gradient(here, rows)
+        way = direction(gradient, threat.norm)
+        if momentum:
+            way = momentum * _of(velocity, rows) + way
+            velocity = _with(velocity, rows, way)
+            way = direction(way, threat.norm)
+        ahead = here + step * way
+        images = _with(images, rows, threat.project(ahead, _of(problem.images, rows)))
     return images
+
+
+def _of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a tensor, each once and in order: itself, where these are all."""
+    return tensor if len(rows) == len(tensor) else tensor[rows]
+
+
+def _with(tensor: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """A tensor with other values in such rows."""
+    return values if len(rows) == len(tensor) else tensor.index_copy(0, rows, values)
 
 
 class Climber(Attack):
@@ -63,7 +78,7 @@ class PGD(Climber):
     def run(self, problem: Problem, threat: Threat, noise: Noise) -> Tensor:
         config, problem = self.config, stated(problem, self.config)
         step = config.step or 2.5 * threat.eps / config.steps
-        best, highest = problem.images.clone(), torch.full_like(problem.labels, -torch.inf, dtype=torch.float32)
+        best, highest = problem.images, torch.full_like(problem.labels, -torch.inf, dtype=torch.float32)
         for restart in range(config.restarts):
             start = random_start(problem, threat, noise, restart) if config.random_start else problem.images
             images = climb(problem, threat, start, config.steps, step, config.momentum)
@@ -75,7 +90,7 @@ class PGD(Climber):
             with torch.no_grad():
                 values = problem.objective(images[rows], rows).float()
             better = values > highest[rows]
-            best[rows] = torch.where(better.view(-1, 1, 1, 1), images[rows], best[rows])
+            best = best.index_copy(0, rows, torch.where(better.view(-1, 1, 1, 1), images[rows], best[rows]))
             highest[rows] = torch.where(better, values, highest[rows])
         return best
 

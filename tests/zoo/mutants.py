@@ -143,8 +143,8 @@ MUTANTS = (
         "pixels-leave-the-box",
         "projection forgets that pixels lie in [0, 1]",
         f"{HOST}/types.py",
-        "return torch.clamp(torch.minimum(torch.maximum(images, clean - self.eps), clean + self.eps), 0, 1)",
-        "return torch.minimum(torch.maximum(images, clean - self.eps), clean + self.eps)",
+        "return torch.clamp(images, clean - self.eps, clean + self.eps).clamp_(0, 1)",
+        "return torch.clamp(images, clean - self.eps, clean + self.eps)",
         (f"{UNIT}/test_threat_and_noise.py::test_projection",),
     ),
     Mutant(
@@ -255,8 +255,8 @@ MUTANTS = (
         "wrong-sign",
         "pgd goes down the loss",
         f"{ATTACKS}/pgd.py",
-        "ahead = images[rows] + step * direction(velocity[rows], threat.norm)",
-        "ahead = images[rows] - step * direction(velocity[rows], threat.norm)",
+        "ahead = here + step * way",
+        "ahead = here - step * way",
         (f"{UNIT}/test_attacks.py::test_pgd_equals_torchattacks", f"{UNIT}/test_attacks.py::test_momentum_is_mmt_ards"),
     ),
     Mutant(
