@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from advdistill.engine import build
+from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.fit import Run
 from advdistill.engine.folder import RunFolder
 from advdistill.hooks.registry import default_registry
@@ -41,9 +42,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def a_run(given: argparse.Namespace, **train: Any) -> Iterator[Run]:
+def a_run(given: argparse.Namespace, world: World = ALONE, **train: Any) -> Iterator[Run]:
     """A run of APD (prompts in both towers of both twins) or of MMT-ARD (a visual tower, two frozen teachers), weights
-    random, in a folder that goes away; `train`: further settings."""
+    random, in a folder that goes away; `world` takes its steps; `train`: further settings."""
     if given.threads:
         torch.set_num_threads(given.threads)
     model = {"model": given.model, "weights": "random"}
@@ -96,7 +97,7 @@ def a_run(given: argparse.Namespace, **train: Any) -> Iterator[Run]:
         recipe = build.settled(load_recipe(path))
         registry = default_registry().with_files(recipe.plugin_hashes)
         with RunFolder(recipe, resume=False, overwrite=False) as at:
-            yield Run(recipe, registry, at, lambda event: None)
+            yield Run(recipe, registry, at, lambda event: None, world)
 
 
 def size(model: str) -> int:
