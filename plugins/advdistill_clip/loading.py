@@ -30,7 +30,7 @@ from advdistill import DataError, resource
 from advdistill_clip import configs
 from advdistill_clip.text import Sentences, encode_padded
 from advdistill_clip.tokens import Tokenizer, tokenizer_for
-from advdistill_clip.visual import encode_pixels
+from advdistill_clip.visual import arranged, encode_pixels
 
 _OFFLINE = (
     "is this machine offline? Fetch it on another one, and give `model: local-dir:DIR`, or an architecture with the "
@@ -179,6 +179,7 @@ def _freeze(model: nn.Module, architecture: Architecture, weights: str, told: Ma
         if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
             raise DataError(f"the {name} of {architecture.name}'s preprocessing is {values}", "give three numbers")
     fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    arranged(model.visual)
     return Base(model.requires_grad_(False).eval(), architecture, weights, known, fixed)
 
 

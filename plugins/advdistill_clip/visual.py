@@ -6,8 +6,8 @@ tokens, have no position, are overwritten by fresh ones in the deeper blocks, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -15,6 +15,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
+from timm.models.fastvit import FastVit
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
@@ -58,8 +59,40 @@ def prompts_fit(visual: nn.Module) -> tuple[int, int]:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A stretch that autocast leaves alone."""
-    return torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext()
+    """A stretch that neither autocast nor TF32 rounds. TF32 may still round what goes backward through it, and is left
+    as it is in a compiled graph, which its switches do not reach."""
+    if device.type == "meta":
+        return nullcontext()
+    plain = torch.autocast(device.type, enabled=False)
+    if torch.compiler.is_compiling() or not (_CONVOLUTIONS.allow_tf32 or _PRODUCTS.allow_tf32):
+        return plain
+    return _without_tf32(plain)
+
+
+_CONVOLUTIONS, _PRODUCTS = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@contextmanager
+def _without_tf32(inner: AbstractContextManager[object]) -> Iterator[None]:
+    before = _CONVOLUTIONS.allow_tf32, _PRODUCTS.allow_tf32
+    _CONVOLUTIONS.allow_tf32 = _PRODUCTS.allow_tf32 = False
+    try:
+        with inner:
+            yield
+    finally:
+        _CONVOLUTIONS.allow_tf32, _PRODUCTS.allow_tf32 = before
+
+
+def arranged(visual: nn.Module) -> nn.Module:
+    """The tower, with the weights of a convolutional one stored channels last, as convolutions are fastest. Values,
+    names and shapes stay as they are."""
+    return visual.to(memory_format=torch.channels_last) if _is_convolutional(visual) else visual
+
+
+def _is_convolutional(visual: nn.Module) -> bool:
+    return isinstance(visual, ModifiedResNet) or (
+        isinstance(visual, TimmModel) and isinstance(visual.trunk, (ConvNeXt, FastVit))
+    )
 
 
 def encode_pixels(
@@ -93,7 +126,7 @@ def encode_pixels(
     with ExitStack() as stack:
         for name, of_block in adapters.items():
             stack.enter_context(added(visual.get_submodule(name), of_block))
-        return _convolutional(visual, pixels)
+        return _other(visual, pixels)
 
 
 def _native(visual: nn.Module, pixels: Tensor, prompts: Tensor | None, adapters: Mapping[str, Adapters]) -> Tensor:
@@ -165,7 +198,9 @@ def _through(
     return x
 
 
-def _convolutional(visual: nn.Module, pixels: Tensor) -> Tensor:
+def _other(visual: nn.Module, pixels: Tensor) -> Tensor:
+    if _is_convolutional(visual):
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
     if isinstance(visual, ModifiedResNet):
         with full_precision(pixels.device):
             x = visual.stem(pixels)
