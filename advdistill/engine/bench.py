@@ -294,7 +294,7 @@ def attempt(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured | Fa
 
 def methods(registry: Registry, overrides: Sequence[str] = (), backbone: str = "") -> list[Recipe]:
     """One recipe for each strategy that has some on the quickstart's data, sorted by strategy: the one that is named
-    after it, else the one with the shortest name.
+    after both (apd_digits), else the one with the shortest name.
 
     Args:
         overrides: for all of them.
@@ -313,7 +313,7 @@ def methods(registry: Registry, overrides: Sequence[str] = (), backbone: str = "
         except UserError:
             continue  # a plugin's recipe that is not valid takes no others with it
         use = recipe.strategy.use
-        rank = not path.stem.startswith(use.replace("-", "_")), len(path.stem), path.stem
+        rank = path.stem != f"{use.replace('-', '_')}_{recipe.data.use}", len(path.stem), path.stem
         if recipe.data.qualified == data and (use not in chosen or rank < chosen[use][0]):
             chosen[use] = rank, path
     found = [load_recipe(chosen[use][1], overrides, registry) for use in sorted(chosen)]
