@@ -151,6 +151,13 @@ class Run:
                     "noise stay the same, but what models draw at random, such as dropout, does not"
                 )
             )
+        if self.parts.strategy.mixes and self.portions * self.world.size > 1:
+            self.tell(
+                Warned(
+                    f"{self.recipe.strategy.use}, so set, looks at a batch's images together, here at those of one "
+                    "portion and process: set train.accumulate: 1 and take one process for the numbers of the batch"
+                )
+            )
         with memory.named(memory.IN_EVALUATION):
             before = self.examiner.before()
         again = self.steps - self.step > self.per_epoch - self.step % self.per_epoch
@@ -225,9 +232,10 @@ class Run:
         torch.manual_seed(seeded(self.recipe.seed, "step", self.step, self.world.rank).initial_seed())
 
     def _fewest_portions(self) -> int:
-        """As few as fit; one where a model learns by the statistics of its batch, which portions would change."""
+        """As few as fit; one where a sample's batch mates matter to it, whom portions would change."""
         self.parts.student.model.train()
-        if not all(learner.shares_forwards for learner in self.parts.learners.values()):
+        apart = all(learner.shares_forwards for learner in self.parts.learners.values())
+        if self.parts.strategy.mixes or not apart:
             return 1
         order = epoch_order(len(self.split), self.recipe.train.batch_size, self.recipe.seed, self.clock.epoch)
         batch = next(self.feed.batches(order[:1], partial(Noise, self.recipe.seed, "augment", self.clock.epoch)))

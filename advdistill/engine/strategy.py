@@ -97,6 +97,12 @@ class Strategy(nn.Module, ABC):
         batch see the same Step, `once` keeps for later ones what an earlier one found. Numbers of one name add up."""
         return (self.step,)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether what it makes of a sample depends on the others of its batch (default: no). Each portion of a batch,
+        and each process's share, is then a batch of its own, and the run says so."""
+        return False
+
     def updated(self, means: Mapping[str, float], clock: Clock) -> None:
         """Called after each optimizer step with the means over the global batch of every term and reported scalar."""
 

@@ -50,6 +50,10 @@ class MMTARD(Strategy):
             factored(models, "student")
         self.weighting.prepare(roles, models["student"].device)
 
+    @property
+    def mixes(self) -> bool:
+        return self.config.level == "contrastive"
+
     def step(self, s: Step) -> Losses:
         images = {"clean": s.images, "adversarial": s.attack(lambda images, rows: self.climb(s, images, rows))}
         looks = {role: s.teacher(role)(images[self.config.view(role)]) for role in s.roles if self.config.weight(role)}

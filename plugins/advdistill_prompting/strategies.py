@@ -31,6 +31,10 @@ class PromptTuning(Strategy):
     The first is APT (arXiv 2403.01849) and the baselines of FAP's repository, the second MAPT's `adv_half`.
     """
 
+    @property
+    def mixes(self) -> bool:
+        return self.config.batch == "half"
+
     def step(self, s: Step) -> Losses:
         first = len(s.images) // 2 if self.config.batch == "half" else 0
         attacked = torch.arange(first, len(s.images), device=s.images.device) if first else None

@@ -3,8 +3,9 @@
 - `train.accumulate: auto` works a batch through in as few portions as fit: on a GPU by trying, on a host by counting
   what the graphs of small portions hold; all processes take the largest need; what is tried leaves nothing behind, and
   the run is the one of a big batch; the number is told;
-- a model that learns by its batch's statistics is not portioned;
-- portions give every shipped strategy the losses and gradients of the big batch, uneven ones too;
+- `auto` does not portion a model that learns by its batch's statistics;
+- portions give every shipped strategy the losses and gradients of the big batch, uneven ones too; those that look at a
+  batch's samples together say so, and are not portioned by `auto`;
 - out of memory, in training and in evaluation, is an error that names the setting to change, without a traceback, with
   the last good state saved; what the failed step held is let go of first;
 - the limits of a process and of its control groups are found.
@@ -23,12 +24,18 @@ from typing import Any
 import pytest
 import run_parts
 import torch
+import yaml
+from torch import Tensor
 
-from advdistill.engine import memory
+from advdistill.engine import build, memory
 from advdistill.engine.distributed import World
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.fit import Run
+from advdistill.engine.folder import RunFolder
+from advdistill.engine.strategy import Strategy
 from advdistill.errors import RunError
+from advdistill.hooks.registry import default_registry
+from advdistill.recipe.resolve import load_recipe
 from advdistill.testing import ToyModel
 
 CPU, MIB = torch.device("cpu"), 2**20
@@ -145,6 +152,82 @@ def test_what_learns_by_statistics_of_the_batch_is_not_portioned(
     auto = {**run_parts.TOY["train"], "accumulate": "auto"}
     run_parts.train(run_parts.recipe(tmp_path, **LEARNING, train=auto))
     assert "portions" not in run_parts.events(tmp_path / "run", "run_started")[0]["plan"]["budget"]
+
+
+# --- portions ----------------------------------------------------------------------------------------------------
+
+METHODS = [
+    "demo_clean", "tecoa_digits", "r_adapt_digits", "trades_digits", "fap_digits", "fare_digits", "sim_clip_digits",
+    "agft_digits", "pmg_aft_digits", "hpt_gpd_digits", "apt_digits", "moapt_digits", "adv_tp_digits",
+    "capt_digits", "ard_digits", "rslad_digits", "iad_digits", "iad2_digits", "adaad_digits",
+    "apd_digits", "apd_digits_ema", "apd_digits_alternate", "mtard_digits", "b_mtard_digits", "ciard_digits",
+    "quickstart", "mmt_ard_three_digits",
+]  # fmt: skip
+
+
+def update(folder: Path, name: str, portions: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The means and the changes of one step of a recipe on 7 images, by plain gradient descent."""
+    tree = run_parts.merged(
+        load_recipe(name).tree,
+        {
+            "train": {"steps": 1, "epochs": None, "batch_size": 7, "device": "cpu", "accumulate": 1},
+            "optim": {"use": "sgd", "lr": 1.0, "schedule": None, "clip_norm": None},
+            "evaluate": {"every": 0, "controls": None},
+            "save": {"dir": str(folder / f"{name}-{portions}"), "every": 0},
+            "report": None,
+        },
+    )
+    if "attack" in tree:
+        tree["attack"]["steps"] = 2
+    if "dropout" in tree["student"]:
+        tree["student"]["dropout"] = 0
+    made = folder / "short.yaml"
+    made.write_text(yaml.safe_dump(tree))
+    recipe = build.settled(load_recipe(made))
+    with RunFolder(recipe, resume=False, overwrite=False) as at:
+        run = Run(recipe, default_registry(), at, lambda event: None)
+        run.portions = portions
+        found: dict[str, Tensor] = {}
+
+        def collected() -> list[Tensor]:
+            for group in run.optimizer.param_groups:
+                for number, parameter in enumerate(group["params"]):
+                    if parameter.grad is not None:
+                        found[f"{len(found)} {group.get('name', '')} {number}"] = parameter.grad.clone()
+            return []
+
+        run._gather_gradients = collected  # type: ignore[method-assign]
+        means, _ = run.take(next(run.batches()))
+    return means, found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_portions_are_the_big_batch(tmp_path: Path, name: str) -> None:
+    means, gradients = update(tmp_path, name, 1)
+    for portions in (2, 3):  # 4 3, and 3 3 1
+        parted, pulled = update(tmp_path, name, portions)
+        assert parted == pytest.approx(means, rel=1e-4, abs=1e-5)
+        assert pulled.keys() == gradients.keys() and gradients
+        for key, gradient in gradients.items():
+            assert (pulled[key] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize("name", ["adv_maple_digits", "mmt_ard_contrastive_digits"])
+def test_methods_that_mix_samples_are_known(tmp_path: Path, name: str) -> None:
+    whole, parted = (update(tmp_path, name, portions)[0] for portions in (1, 2))
+    assert parted["loss"] != pytest.approx(whole["loss"], rel=1e-3)
+    assert run_parts.build(load_recipe(name)).strategy.mixes
+
+
+@pytest.mark.parametrize(("accumulate", "told"), [(2, 1), (1, 0), ("auto", 0)])
+def test_a_method_that_mixes_samples_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: Any, told: int
+) -> None:
+    monkeypatch.setattr(Strategy, "mixes", True)
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    run_parts.train(run_parts.recipe(tmp_path, train={**run_parts.TOY["train"], "accumulate": accumulate}))
+    warned = [event["message"] for event in run_parts.events(tmp_path / "run", "warned")]
+    assert sum("train.accumulate: 1" in message for message in warned) == told
 
 
 # --- out of memory -----------------------------------------------------------------------------------------------
