@@ -151,12 +151,10 @@ class Feed:
             yield self._batch(self._memory[list(batch)], batch)
 
     def _alike(self, canvases: Tensor) -> Tensor:
-        like = self._like
-        assert like is not None
-        if canvases.shape[1:] != like.shape or canvases.dtype != like.dtype:
-            told = " and ".join(f"{tuple(shape)} {dtype}" for shape, dtype in
-                                ((like.shape, like.dtype), (canvases.shape[1:], canvases.dtype)))  # fmt: skip
-            raise DataError(f"images of one split differ: {told}", "let the dataset resize them")
+        assert self._like is not None
+        wanted, found = _kind(self._like), _kind(canvases[0])
+        if wanted != found:
+            raise DataError(f"images of one split differ: {wanted} and {found}", "let the dataset resize them")
         return canvases
 
     def _batch(self, canvases: Tensor, indices: Sequence[int]) -> Batch:
@@ -183,6 +181,10 @@ class Feed:
             for tensor in _tensors(moved):
                 tensor.record_stream(present)  # else its memory could be given away while it is still read
             yield moved
+
+
+def _kind(image: Tensor) -> str:
+    return f"{tuple(image.shape)} {image.dtype}".replace("torch.", "")
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

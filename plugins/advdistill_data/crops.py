@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advdistill import Noise
@@ -23,14 +24,10 @@ def crop_flip(canvases: Tensor, size: int, noise: Noise) -> Tensor:
     Returns:
         (B, 3, size, size) float32 in [0, 1].
     """
-    side = canvases.shape[-1]
-    top, left, height, width = random_crops(noise, side).unbind(1)
+    top, left, height, width = random_crops(noise, canvases.shape[-1]).unbind(1)
     flipped = noise.uniform((), draw=1) < 0.5
-    rows = resampling(top, height, side, size)
-    columns = resampling(left, width, side, size)
-    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
-    across = torch.bmm(canvases.flatten(1, 2), columns.transpose(1, 2)).unflatten(1, canvases.shape[1:3])
-    return (rows.unsqueeze(1) @ across).clamp_(0, 1)  # cubic weights overshoot at edges
+    narrow = resampled(canvases.transpose(2, 3), left, width, size, backwards=flipped).transpose(2, 3)
+    return resampled(narrow, top, height, size).clamp_(0, 1)  # cubic weights overshoot at edges
 
 
 def random_crops(noise: Noise, side: int) -> Tensor:
@@ -49,32 +46,44 @@ def random_crops(noise: Noise, side: int) -> Tensor:
     return torch.where(fits.any(1, keepdim=True), first, boxes.new_tensor([0, 0, side, side]))
 
 
-def resampling(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """What each of `size` pixels takes from a row of `side` pixels, of which a stretch is brought to that size.
+def resampled(images: Tensor, start: Tensor, length: Tensor, size: int, *, backwards: Tensor | None = None) -> Tensor:
+    """A stretch of every image's rows, brought to `size` rows.
 
     Bicubic (a = -1/2), and antialiased: where the stretch shrinks, the kernel widens with it, so that no detail is left
-    that `size` pixels cannot hold. The weights are those of Pillow and of torchvision with `antialias=True`, by which
-    images are resized that are not augmented; pixels beside the stretch count for nothing. A matrix, since crops then
-    are two batched products, whatever their sizes.
+    that `size` rows cannot hold. The weights are those of Pillow and of torchvision with `antialias=True`, by which
+    images are resized that are not augmented; rows beside the stretch count for nothing. Each row of the result is a
+    bag of a few weighted rows, whatever the stretch, so that all of a batch are one call.
 
     Args:
+        images: (B, 3, S, W) float32.
         start, length: (B,) float32, whole numbers.
+        backwards: (B,) bool; whose result begins with its last row.
 
     Returns:
-        (B, size, side) float32; every row sums to 1.
+        (B, 3, size, W) float32.
     """
-    start, length = start[:, None], length[:, None]
+    count, channels, side, _ = images.shape
+    start, length, device = start.view(-1, 1), length.view(-1, 1), images.device
     scale = length / size
-    centre = start + (torch.arange(size, device=start.device) + 0.5) * scale
-    stretch = scale.clamp(min=1)
-    reached = math.ceil(4 * max(side / size, 1)) + 1  # pixels within two (stretched) pixels of a centre
-    first = (centre - 2 * stretch).floor()
-    places = first.unsqueeze(2) + torch.arange(reached, device=start.device) + 0.5
-    weights = _cubic((places - centre.unsqueeze(2)) / stretch.unsqueeze(2))
+    centre = start + (torch.arange(size, device=device) + 0.5) * scale
+    if backwards is not None:
+        centre = torch.where(backwards.view(-1, 1), centre.flip(1), centre)
+    stretch = scale.clamp(min=1).unsqueeze(2)
+    reached = math.ceil(4 * max(side / size, 1)) + 1  # rows within two (stretched) rows of a centre
+    first = (centre.unsqueeze(2) - 2 * stretch).floor()
+    places = first + torch.arange(reached, device=device) + 0.5
+    weights = _cubic((places - centre.unsqueeze(2)) / stretch)
     weights = weights * ((places > start.unsqueeze(2)) & (places < (start + length).unsqueeze(2)))
     weights = weights / weights.sum(2, keepdim=True)
-    matrix = weights.new_zeros(len(start), size, side)
-    return matrix.scatter_add_(2, places.long().clamp_(0, side - 1), weights)
+    image = torch.arange(count * channels, device=device).view(count, channels, 1, 1)
+    rows = image * side + places.long().clamp_(0, side - 1).unsqueeze(1)
+    found = F.embedding_bag(
+        rows.flatten(0, 2),
+        images.flatten(0, 2),
+        per_sample_weights=weights.unsqueeze(1).expand_as(rows).flatten(0, 2),
+        mode="sum",
+    )
+    return found.view(count, channels, size, -1)
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -106,6 +106,16 @@ def test_batches_are_the_same_whoever_makes_them(workers: int, keep: int, dtype:
     assert all(same(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("workers", "keep"), [(0, 0), (2, 0), (2, BYTES)])
+def test_a_gpu_gets_the_same(workers: int, keep: int) -> None:
+    split = Painted()
+    for mine, other in zip(
+        fed(Feed(split, torch.device("cuda"), workers=workers, keep=keep)), expected(split), strict=True
+    ):
+        assert mine.images.is_cuda and same(Batch(*(getattr(mine, name).cpu() for name in vars(mine))), other)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_share_the_very_batches(size: int) -> None:
     split = Painted()
