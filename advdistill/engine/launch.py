@@ -158,7 +158,7 @@ def start(count: int, option: str, again: str, arguments: Sequence[str] | None =
     common = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         STARTED: f"{option} {count}",
@@ -262,7 +262,8 @@ def _passing_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody on this machine listens at."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

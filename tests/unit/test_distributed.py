@@ -4,8 +4,6 @@ Guarantees:
 - torchrun's and a SLURM step's environment say who is who; a batch script's does not; what contradicts itself is told;
 - shares cover everything once and differ by one at most; sums, gathered rows and objects, and what the main process
   tells are the same everywhere;
-- an evaluation's batches go to processes in turn, and all of them get the outcome of one process, stored packs of an
-  earlier run included;
 - a process that leaves is missed at once, by an error of ours;
 - when the processes part, with an error too, no thread of theirs is left that could abort the interpreter's end;
 - students that learn by statistics of a batch, and batches smaller than the number of processes, are refused;
@@ -102,7 +100,7 @@ def test_shares_cover_everything(size: int) -> None:
 
 def two(order: str) -> list[dict[str, Any]]:
     """What two processes print; nothing for one that printed nothing."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch._free_port()), "WORLD_SIZE": "2"}
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port()), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
             [sys.executable, SCRIPT, order],
