@@ -110,15 +110,9 @@ def begin(count: int, threads: int) -> list[subprocess.Popen[str]]:
 
 def exits(runs: int) -> None:
     """How so many runs in two processes end."""
-    words = (
-        "train quickstart train.steps=3 train.batch_size=8 evaluate.undefended=false evaluate.teachers=false".split()
-    )
-    words += [
-        "evaluate.controls=null",
-        "evaluate.every=0",
-        "evaluate.protocols=[{name: clean, limit: 20}]",
-        "report=[]",
-    ]
+    measured = [f"evaluate.{name}" for name in ("undefended=false", "teachers=false", "controls=null", "every=0")]
+    measured.append("evaluate.protocols=[{name: clean, limit: 20}]")
+    words = ["train", "quickstart", "train.steps=3", "train.batch_size=8", "report=[]", *measured]
     seconds, ended = [], collections.Counter[int]()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "advdistill", *words, f"save.dir={folder}/run", "--overwrite"]
