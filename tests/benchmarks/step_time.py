@@ -47,10 +47,11 @@ def main() -> None:
         device, batch = run.parts.device, next(run.batches())
         floor = _floor(run, batch, given.attack_steps, given.compile, given.precision)
         usual_runs = given.runs if given.usual_runs is None else given.usual_runs
+        warm = 3 if given.compile or device.type == "cuda" else 1
         precise = tf32(given.precision == "tf32")
         with precise:
             flops = _flops(_floor(run, batch, given.attack_steps, False, "fp32"))
-            times = in_turn({"floor": floor, "ours": lambda: run.take(batch)}, given.runs, device, 3)
+            times = in_turn({"floor": floor, "ours": lambda: run.take(batch)}, given.runs, device, warm)
         if given.method == "apd" and usual_runs:
             # The usual way stands beside a step of ours each time, too.
             ways = {"again": lambda: run.take(batch), "usual": _usual(run, batch, given.attack_steps)}
