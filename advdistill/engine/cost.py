@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advdistill.engine import timing
 from advdistill.engine.attack import Problem
+from advdistill.engine.memory import Ledger
 from advdistill.engine.participant import Participant, tf32
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Strategy
@@ -80,12 +80,12 @@ def walk(strategy: Strategy, s: Walk, everyone: Iterable[Participant], weights: 
     Raises:
         NeedsValues: see there.
     """
-    ledger, everyone = _Ledger(weights), list(everyone)
+    ledger, everyone = Ledger(weights), list(everyone)
     try:
         with ExitStack() as stack:
             counter = stack.enter_context(FlopCounterMode(display=False))
             watch = stack.enter_context(timing.watched(counter.get_total_flops))
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(ledger.hold, lambda held: held.tensor))
+            stack.enter_context(ledger)
             for phase in strategy.phases:
                 loss = phase(s).total().sum()
                 with timing.backward():
@@ -137,28 +137,3 @@ def median_of(seconds: Callable[[], float], least: int, budget: float) -> float:
     while len(found) < least or (len(found) < 50 and time.perf_counter() - started < budget):
         found.append(seconds())
     return statistics.median(found)
-
-
-class _Ledger:
-    """Bytes that autograd graphs hold, by storage, and the most they ever held at once."""
-
-    def __init__(self, ignored: set[int]) -> None:
-        self.ignored, self.holders, self.now, self.peak = ignored, Counter[int](), 0, 0
-
-    def hold(self, tensor: Tensor) -> _Held:
-        return _Held(self, tensor)
-
-
-class _Held:
-    def __init__(self, ledger: _Ledger, tensor: Tensor) -> None:
-        self.ledger, self.tensor = ledger, tensor
-        self.key, self.bytes = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes()
-        ledger.holders[self.key] += 1
-        if ledger.holders[self.key] == 1 and self.key not in ledger.ignored:
-            ledger.now += self.bytes
-            ledger.peak = max(ledger.peak, ledger.now)
-
-    def __del__(self) -> None:
-        self.ledger.holders[self.key] -= 1
-        if self.ledger.holders[self.key] == 0 and self.key not in self.ledger.ignored:
-            self.ledger.now -= self.bytes

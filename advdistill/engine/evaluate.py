@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advdistill.engine import memory
 from advdistill.engine.attack import Attack, Problem, right
 from advdistill.engine.count import Count
 from advdistill.engine.data import Batch, Split, read, stratified
@@ -131,7 +132,8 @@ class Bench:
             split = self.splits(protocol.split)
             indices = stratified(split.labels, protocol.limit, self.seed)
             said = self.statement(protocol)
-            outcome = self.measure(protocol, split, indices, said["key"], found)
+            with memory.named("lower evaluate.batch_size, or --batch-size"):
+                outcome = self.measure(protocol, split, indices, said["key"], found)
             stages = tuple(stage.name for stage in protocol.attack.stages()) if protocol.attack else ()
             yield Column(protocol.name, said, outcome, stages, scope)
 

@@ -158,8 +158,7 @@ class Run:
                     "portion and process: set train.accumulate: 1 and take one process for the numbers of the batch"
                 )
             )
-        with memory.named(memory.IN_EVALUATION):
-            before = self.examiner.before()
+        before = self.examiner.before()
         again = self.steps - self.step > self.per_epoch - self.step % self.per_epoch
         self._recalls = recall.attach(self.recipe, self.parts, self.split, again, self.world)
         with _asked_to_stop() as asked:
@@ -168,8 +167,7 @@ class Run:
                     self._learn(asked)
             except memory.OutOfMemory as error:
                 self._give_up(error.message, error.hint)
-        with memory.named(memory.IN_EVALUATION):
-            rows = self._conclude(before)
+        rows = self._conclude(before)
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
 
@@ -342,8 +340,7 @@ class Run:
             return next(batches, None)
 
     def _probe(self) -> None:
-        with memory.named(memory.IN_EVALUATION):
-            score = self.examiner.probe(self.clock)
+        score = self.examiner.probe(self.clock)
         if score > self.best:
             self.best = score
             self._write("best.safetensors")

@@ -21,7 +21,6 @@ from advdistill.engine.distributed import ALONE, World
 from advdistill.errors import RunError
 
 IN_TRAINING = "raise train.accumulate (or set it to auto), or lower train.class_chunk, train.keep_images or cache_limit"
-IN_EVALUATION = "lower evaluate.batch_size"
 NOT_ONE = "not one image fits: lower train.class_chunk, or take a smaller model or another device"
 USED = 0.5
 """Share of a host's free memory that graphs may fill; the rest is for what operations need meanwhile (inferred)."""

@@ -274,7 +274,7 @@ def test_evaluation_that_runs_out_names_its_setting(tmp_path: Path, monkeypatch:
     def fails(self: Bench, *args: Any) -> Any:
         raise FULL
 
-    monkeypatch.setattr(Bench, "columns", fails)
+    monkeypatch.setattr(Bench, "measure", fails)
     with pytest.raises(RunError, match="out of memory") as caught:
         run_parts.train(run_parts.recipe(tmp_path))
     assert "evaluate.batch_size" in caught.value.hint
