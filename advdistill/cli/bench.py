@@ -114,7 +114,7 @@ def _all(
     else:
         _print("", *_compared(rows, cheapest))
         for where in dict.fromkeys(row.where for row in measured):
-            typer.echo(f"{where}; medians of {steps} steps; {engine.FLOOR}")
+            typer.echo(f"{where}; medians of {steps} steps\n{engine.FLOOR}")
     if chart is not None and measured:
         _draw(measured, chart)
     if len(measured) < len(rows):
@@ -171,7 +171,7 @@ def _tell(found: Measured) -> None:
         lines.append(("arithmetic", f"{counted}, {share} of {rate}"))
     for head, text in lines:
         typer.echo(f"{head.ljust(10)}  {text}")
-    typer.echo(f"medians of {found.steps} steps; {FLOOR}")
+    typer.echo(f"medians of {found.steps} steps\n{FLOOR}")
     if estimated:
         typer.echo("estimated: FLOPs counted without running, at the rate of a matrix product")
     for note in found.notes:
@@ -199,7 +199,7 @@ def _compared(rows: Sequence[Measured | Failed], cheapest: float) -> tuple[list[
     cells = []
     for row in rows:
         if not isinstance(row, Measured):
-            cells.append([row.method, f"failed: {row.why}", *[""] * (len(header) - 2)])
+            cells.append([row.method, "failed", *[""] * (len(header) - 3), row.why])
             continue
         total = sum(row.phases.values())
         shares = [row.phases.get(phase, 0.0) for phase in phases]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, timing
+from advdistill.engine import build, memory, timing
 from advdistill.engine.cost import CLASS_FEATURES, median_of
 from advdistill.engine.events import Event, Warned
 from advdistill.engine.feed import loading_rates
@@ -49,7 +49,7 @@ QUICKSTART = "quickstart"
 """Whose data all methods can be measured on, without a download."""
 
 FLOOR = (
-    "floor: the step's passes through models and class features once a learning model, each timed alone; "
+    "floor: the step's passes through models, and class features once for each that learns them, each timed alone\n"
     "other: losses, and what the engine adds"
 )
 
@@ -179,7 +179,7 @@ def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
         if isinstance(event, Warned):
             notes.append(event.message)
 
-    with tf32(recipe.train.precision == "tf32"):
+    with tf32(recipe.train.precision == "tf32"), memory.named(memory.IN_TRAINING):
         run = Run(recipe, registry, RunFolder(recipe, resume=False, overwrite=False, main=False), hear)
         batches, device = run.batches(), run.parts.device
         for _ in range(WARM_UP):
@@ -192,7 +192,7 @@ def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
             with timing.watched(timing.clock(device)) as watch:
                 run.take(next(batches))
             bills.append(watch.seen())
-        memory, memory_of = _peak(device)
+        peak, peak_of = _peak(device)
         seconds = seconds or [sum(bill.spent.values()) for bill in bills]
         names = dict.fromkeys(name for bill in bills for name in bill.spent)
         floor = _floor(run, bills)
@@ -211,8 +211,8 @@ def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
         floor=floor,
         flops=planned.flops,
         rate=planned.rate,
-        memory=memory,
-        memory_of=memory_of,
+        memory=peak,
+        memory_of=peak_of,
         learns=build.count({"student": run.parts.student, **run.parts.teachers}),
         hardened=inference(run.parts.student, side, recipe.evaluate.batch_size),
         plain=inference(run.parts.undefended(), side, recipe.evaluate.batch_size),
@@ -286,8 +286,6 @@ def attempt(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured | Fa
         return measure(recipe, registry, steps)
     except UserError as error:
         return Failed(recipe.name, recipe.strategy.use, error.message)
-    except torch.OutOfMemoryError:
-        return Failed(recipe.name, recipe.strategy.use, "out of memory")
     finally:
         gc.collect()
 
@@ -335,14 +333,14 @@ def random_weights(recipe: Recipe, registry: Registry) -> Recipe:
 
 def on_backbone(recipe: Recipe, model: str, registry: Registry) -> Recipe:
     """The recipe with every model on the architecture `model`, with random weights; a teacher that is a checkpoint
-    becomes an undefended model of that architecture."""
+    becomes an undefended model of that architecture, or one like the student where it learns."""
     plain = next(entry for entry in registry.entries("teacher") if getattr(entry.spec, "bare", False)).qualified
 
     def change(block: Mapping[str, Any]) -> dict[str, Any]:
-        if "model" in block and "weights" in block:
-            return {**block, "model": model, "weights": "random"}
-        kept = {key: block[key] for key in ("train", "ema") if key in block}
-        return {"use": plain, **kept, "model": model, "weights": "random"}
+        if not {"model", "weights"} <= block.keys():
+            like = recipe.tree["student"] if block.get("train") else {"use": plain}
+            block = {**like, **{key: block[key] for key in ("train", "ema") if key in block}}
+        return {**block, "model": model, "weights": "random"}
 
     return _changed(recipe, registry, change)
 

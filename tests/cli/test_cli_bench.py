@@ -82,7 +82,7 @@ def test_all_methods_are_rows(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPa
     assert said.code == 1 and asked[0][1:] == (["train.batch_size=2"], "ViT-B-32")
     rows = [line.split() for line in said.out.splitlines()]
     assert rows[0][:3] == ["method", "s/step", "x"]
-    assert rows[1][:2] == ["ard", "failed:"] and "/no/such.safetensors" in said.out
+    assert rows[1][:2] == ["ard", "failed"] and "/no/such.safetensors" in said.out
     assert rows[2][0] == "adversarial-ce" and rows[2][2] == "1.0"
     assert (tiny.parent / "all.svg").exists()
     found = json.loads(cli("bench", "--all", "--steps", 1, "--json").out)

@@ -152,6 +152,8 @@ def test_all_models_on_one_architecture() -> None:
         assert (tree["model"], tree["weights"]) == (SMALL, "random")
     assert {block.spec.name for block in quickstart.teachers.values()} == {"clip"}
     assert quickstart.tree["teachers"]["robust"]["model"] == SMALL
+    ciard = bench.on_backbone(load_recipe("ciard_digits"), SMALL, registry)  # one of its checkpoints learns
+    assert ciard.teachers["robust"].train and ciard.teachers["robust"].use == ciard.student.use
 
 
 def test_all_methods() -> None:
