@@ -1,9 +1,9 @@
 """A model's look at images, compiled: a few fixed sizes, and the model as it is where compiling fails.
 
 What is compiled is `features` alone. Every size and mode (pixels or parameters with gradients, none, training, eval)
-has a graph of its own, compiled when it is first met and never again: weights change in place, and all else that a
-graph relies on stays. CUDA graphs (`mode="reduce-overhead"`) are not used: a replay overwrites what the one before it
-returned, while a step still holds the features of several looks.
+has one graph of its own, compiled when it is first met and never again: weights change in place, and all else that a
+graph relies on stays. What does not go into one graph runs uncompiled. CUDA graphs (`mode="reduce-overhead"`) are not
+used: a replay overwrites what the one before it returned, while a step still holds the features of several looks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Compiled:
         return self._look(images, "deployed")
 
     def _look(self, images: Tensor, use: str) -> Tensor:
-        if self._failed:
+        if self._failed or not len(images):
             return self._model.features(images)
         full = self._filled(images, use)
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
@@ -103,8 +103,9 @@ class Compiled:
     def _first(self, key: Hashable, images: Tensor, learning: list[nn.Parameter]) -> Tensor:
         """Compile, forward and backward: what fails must fail here, and not in somebody's backward."""
         graph = self._graphs[key] = self._compile()
-        # An attack may go backward through one look more than once.
-        with torch._functorch.config.patch(donated_buffer=False):
+        # An attack may go backward through one look more than once; and TF32 is not there for the asking.
+        with torch._functorch.config.patch(donated_buffer=False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             found = graph(images)
             if found.requires_grad:
                 sources = [images] if images.requires_grad else learning
@@ -120,9 +121,9 @@ class Compiled:
         # torch keeps its graphs, and counts them, by code object: each of these has one of its own.
         features.__code__ = features.__code__.replace(co_name=f"features_{next(_number)}")
         if self.backend != "inductor":
-            return torch.compile(features, dynamic=False, backend=self.backend)
+            return torch.compile(features, fullgraph=True, dynamic=False, backend=self.backend)
         # Random numbers are those that the uncompiled model draws.
-        return torch.compile(features, dynamic=False, options={"fallback_random": True})
+        return torch.compile(features, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -33,7 +33,7 @@ from advdistill_clip.tune import ClipTune
 from clip_parts import RESNET, Parts, images, settings, shake
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.backends.debugging import aot_eager
+from tower_parts import ROWS
 
 from advdistill import ClassSet, StepDone, Threat, UsageError, Warned
 from advdistill.engine import build, compiled, fit
@@ -56,12 +56,12 @@ COMPILED = Manner(compile=True)
 
 @pytest.fixture
 def graphs(monkeypatch) -> Iterator[list[Any]]:
-    """Every graph that is compiled, by the backend that traces forward and backward and generates no code."""
+    """Every graph that is captured; none is turned into code."""
     found: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
         found.append(graph)
-        return aot_eager(graph, inputs)
+        return graph
 
     monkeypatch.setattr(Compiled, "backend", staticmethod(backend))
     torch._dynamo.reset()
@@ -80,6 +80,11 @@ def pulled(look: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]
     return found.detach(), torch.autograd.grad(found.square().sum(), x)[0]
 
 
+def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
+    for mine, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, their, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> Parts:
     return Parts(tmp_path_factory.mktemp("vit"), settings())
@@ -95,28 +100,31 @@ def prompted(source: dict[str, str], **more: Any) -> ClipPrompts:
     return ClipPrompts.from_config(configs.Prompts(**source, **config))
 
 
-def test_any_number_of_images_gives_what_the_uncompiled_model_gives(vit, graphs):
-    model = prompted(vit.source).eval().requires_grad_(False)
-    look, x = look_of(model), images(24)
-    for count in (24, 23, 12, 7, 5, 3, 1):
-        theirs, their_gradient = pulled(model.features, x[:count])
-        ours, our_gradient = pulled(look, x[:count])
-        assert ours.shape == theirs.shape and our_gradient.shape == their_gradient.shape
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("counts", [(24, 23, 12, 11, 8, 7, 5, 3, 2, 1), (1, 5, 2, 24, 6, 23)])
+def test_any_number_of_images_gives_what_the_uncompiled_model_gives(graphs, counts):
+    model = ToyModel(ToyConfig()).eval().requires_grad_(False)
+    look, x = look_of(model), images(24, 8)
+    for count in counts:
+        same(pulled(look, x[:count]), pulled(model.features, x[:count]))
     assert len(graphs) == len(SHARES)
 
 
-def test_views_of_one_batch_keep_their_size(vit, graphs):
+def test_prompted_towers_fill_up_their_batches(vit, graphs):
     model = prompted(vit.source).eval().requires_grad_(False)
+    look, x = look_of(model), images(6)
+    for count in (6, 5):
+        same(pulled(look, x[:count]), pulled(model.features, x[:count]))
+    assert len(graphs) == 1
+
+
+def test_views_of_one_batch_keep_their_size(graphs):
+    model = ToyModel(ToyConfig()).eval().requires_grad_(False)
     seen: list[int] = []
     plain = model.features
     model.features = lambda x: (seen.append(len(x)), plain(x))[1]  # type: ignore[method-assign]
     look = look_of(model)
-    for views in (1, 2, 3, 4):
-        look(images(4 * views))
-    for count in (4, 8, 12, 16):
-        look(images(count))
+    for count in (4, 8, 12, 16, 4, 8, 12, 16):
+        look(images(count, 8))
     assert set(seen) == {4, 8, 12, 16}
 
 
@@ -135,12 +143,12 @@ def test_images_that_depend_on_each_other_are_never_filled_up(resnet, graphs):
         assert all(torch.allclose(tensor, updated[name]) for name, tensor in model.state_dict().items())
 
 
-def test_too_many_graphs_are_not_compiled(vit, graphs, monkeypatch):
+def test_too_many_graphs_are_not_compiled(graphs, monkeypatch):
     monkeypatch.setattr(compiled, "AT_MOST", 2)
-    model = prompted(vit.source).eval().requires_grad_(False)
+    model = ToyModel(ToyConfig()).eval().requires_grad_(False)
     look = look_of(model, independent=False)
     for count in (5, 4, 3, 2, 5, 4):
-        torch.testing.assert_close(look(images(count)), model.features(images(count)))
+        torch.testing.assert_close(look(images(count, 8)), model.features(images(count, 8)))
     assert len(graphs) == 2
 
 
@@ -154,8 +162,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("training", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_look_is_one_graph(vit, resnet, graphs, kind, training, precision):
     model = KINDS[kind](vit, resnet).train(training)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -273,6 +280,16 @@ def test_where_compiling_fails_the_model_looks_as_it_is_and_says_so_once(graphs,
         again = pulled(look, x)
     for mine, once_more, theirs in zip(ours, again, pulled(model.features, x), strict=True):
         assert torch.equal(mine, theirs) and torch.equal(once_more, theirs)
+
+
+def test_what_does_not_go_into_one_graph_is_not_compiled(graphs, tmp_path):
+    eva = Parts(tmp_path, ROWS["eva02"])
+    model = ClipLora.from_config(configs.Lora(**eva.source, rank=2, targets=["c_fc"])).eval()
+    look, x = look_of(model), images(3)
+    with pytest.warns(RunWarning, match="uncompiled"):
+        found = look(x)
+    assert torch.equal(found, model.features(x)) and not graphs
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()])
