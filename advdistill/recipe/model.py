@@ -112,8 +112,9 @@ class Train(Config):
     batch_size: Positive = 64
     """Images in one optimizer step, over all processes and accumulated portions together."""
     accumulate: Positive | Literal["auto"] = 1
-    """Portions that a batch is worked through in, to save memory; `auto`: as few as fit. Changes no number, but for
-    what draws at random inside models (dropout)."""
+    """Portions that a batch is worked through in, to save memory; `auto`: as few as fit, found before training by
+    trying. Changes no number, but for what draws at random inside models (dropout), models that learn by a batch's
+    statistics, and methods that look at a batch's samples together, which say so; `auto` portions neither of those."""
     eps_warmup: NotNegative = 0.0
     """The training attack's radius grows evenly from 0 to `threat.eps`: over this share of all steps if below 1, from 1
     on over this number of steps. Keeps adversarial training from scratch from collapsing."""
@@ -128,12 +129,13 @@ class Train(Config):
     """Class features are computed for so many classes at a time, and once more in the backward pass, so that memory
     does not grow with their number; 0: all at once; `auto`: at most 1,024 at a time. Changes no number."""
     cache_teachers: Literal["off", "memory", "disk"] = "memory"
-    """What frozen teachers say of images that are not augmented is found once, where there is more than one epoch, and
-    kept in memory, or on disk for later runs too."""
+    """What frozen teachers say of images that are not augmented is found once and kept: in memory, where there is more
+    than one epoch, or on disk for later runs too. Adversarial images are new in each step and never kept."""
     cache_dir: str = "~/.cache/advdistill/teachers"
-    """Folder of what is kept on disk."""
+    """Folder of what is kept on disk: a file for each teacher, data set and precision, found again only where not a
+    weight, image or setting has changed. Its files can be deleted at any time."""
     cache_limit: Bytes = Field(2 * 2**30, validate_default=False)
-    """What would take more is not kept."""
+    """What teachers say is kept as long as all of it takes no more than this, in each process."""
     keep_images: Bytes = Field(2 * 2**30, validate_default=False)
     """Decoded training images stay in memory, 8 bits a value, if all of them, in every process of a machine, take no
     more than this; 0: they never do."""
