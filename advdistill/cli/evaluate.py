@@ -112,7 +112,7 @@ def evaluate(
 
     said = []
     with contextlib.ExitStack() as claimed:
-        world = claimed.enter_context(distributed.joined(build.device_of(device).type == "cuda"))
+        world = claimed.enter_context(distributed.joined(build.device_of(device)))
         campaigns = []
         for name in model:  # all of them before the first is measured: what is wrong is told at once
             target = Target(name, registry, device)

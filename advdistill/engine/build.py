@@ -45,12 +45,15 @@ def device_of(name: str) -> torch.device:
     if place.size > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise UsageError(f"device {name!r} is one, and there are {place.size} processes", "use cuda or auto")
-        if place.local >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        # SLURM may show each task its own GPU alone (--gpus-per-task), which is then its first.
+        number = 0 if place.address and seen == 1 else place.local
+        if number >= seen:
             raise UsageError(
-                f"process {place.local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+                f"process {place.local} of this machine has no GPU: there are {seen}",
                 "start as many processes as there are GPUs",
             )
-        return torch.device("cuda", place.local)
+        return torch.device("cuda", number)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

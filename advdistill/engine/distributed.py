@@ -125,11 +125,11 @@ def _exchanging() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(cuda: bool = False) -> Iterator[World]:
+def joined(device: torch.device) -> Iterator[World]:
     """The processes that were started together; one where there are no others.
 
     Args:
-        cuda: they exchange what lies on GPUs too; each uses the one with its number on its machine.
+        device: this process's; where it is a GPU, they exchange what lies on GPUs too.
 
     Raises:
         RunError: they do not find each other, or lose one.
@@ -140,11 +140,12 @@ def joined(cuda: bool = False) -> Iterator[World]:
         yield ALONE
         return
     launch.stop_with_parent()
-    if place.address:
+    if place.address:  # SLURM's environment, said as torchrun would
         os.environ["MASTER_ADDR"], port = place.address
-        os.environ["MASTER_PORT"] = str(port)
+        os.environ |= {"MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(place.here)}
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(place.local)
+        torch.cuda.set_device(device)
     try:
         store, *_ = next(dist.rendezvous("env://", place.rank, place.size, timeout=JOINING))
         dist.init_process_group(

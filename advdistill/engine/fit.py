@@ -85,7 +85,7 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
     """
     recipe = build.settled(recipe)
     with (
-        distributed.joined(build.device_of(recipe.train.device).type == "cuda") as world,
+        distributed.joined(build.device_of(recipe.train.device)) as world,
         tf32(recipe.train.precision == "tf32"),
         RunFolder(recipe, resume=resume, overwrite=overwrite, main=world.main) as folder,
     ):

@@ -18,6 +18,7 @@ that is not taken down before the interpreter aborts it every few times, though 
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
 import os
@@ -29,7 +30,7 @@ import time
 
 from step_parts import a_run, parser, ratio, table
 
-from advdistill.engine import launch
+from advdistill.engine import build, launch
 from advdistill.engine.distributed import joined
 
 WAYS = {"alone": (1, 1), "threads": (1, 2), "two": (2, 1)}  # processes, threads of each
@@ -49,9 +50,9 @@ def main() -> None:
         compare(given.runs)
 
 
-def serve(given: object) -> None:
+def serve(given: argparse.Namespace) -> None:
     """Take a step for every line of stdin, and answer with its seconds."""
-    with joined() as world, a_run(given, world) as run:  # type: ignore[arg-type]
+    with joined(build.device_of(given.device)) as world, a_run(given, world) as run:
         batch = next(run.batches())
         print("ready", flush=True)
         for _ in sys.stdin:

@@ -37,7 +37,7 @@ def exchange(world: World) -> dict[str, Any]:
 def main(order: str) -> None:
     said: dict[str, Any] = {}
     try:
-        with joined() as world:
+        with joined(torch.device("cpu")) as world:
             said = exchange(world)
             said["gather"] = [(each["rank"], each["tensor"].tolist()) for each in said["gather"]]
             if order == "leave" and world.rank:

@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +99,38 @@ def test_shares_cover_everything(size: int) -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def two(order: str) -> list[dict[str, Any]]:
+def torchrun() -> list[dict[str, str]]:
+    """What torchrun tells two processes of this machine."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port()), "WORLD_SIZE": "2"}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def srun() -> list[dict[str, str]]:
+    """What srun tells two tasks on this machine."""
+    common = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_ID": "0"}
+    common |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": str(os.getpid())}
+    return [{**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+
+
+def two(order: str, said: Callable[[], list[dict[str, str]]] = torchrun) -> list[dict[str, Any]]:
     """What two processes print; nothing for one that printed nothing."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port()), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
             [sys.executable, SCRIPT, order],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for environment in said()
     ]
-    said = [process.communicate(timeout=120)[0] for process in running]
+    printed = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 7 if order == "leave" else 0]
-    return [json.loads(text) if text else {} for text in said]
+    return [json.loads(text) if text else {} for text in printed]
 
 
-def test_what_processes_exchange_and_how_they_part() -> None:
-    said = two("part")
+@pytest.mark.parametrize("started", [torchrun, srun])
+def test_what_processes_exchange_and_how_they_part(started: Callable[[], list[dict[str, str]]]) -> None:
+    said = two("part", started)
     for rank, each in enumerate(said):
         assert each["rank"] == rank
         assert each["sum"] == [[[3.0] * 3] * 2, 10.0]
@@ -182,3 +196,11 @@ def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(UsageError, match="has no GPU: there are 4"):
         build.device_of("auto")
+    # SLURM may show each task its own alone.
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    assert build.device_of("auto") == torch.device("cuda", 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert build.device_of("auto") == torch.device("cuda", 0)
