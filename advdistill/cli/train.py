@@ -150,7 +150,7 @@ def _tell_plan(recipe: Recipe, plan: Plan) -> None:
 def _time(recipe: Recipe, plan: Plan) -> str:
     """How long the steps would take here."""
     if plan.flops is None:
-        return f"not known: {plan.unknown}; `advdistill bench` measures"
+        return f"not known: {plan.unknown}"
     work = f"{sum(plan.flops.values()) / 1e9:,.1f} GFLOP a step"
     if plan.seconds_per_step is None or plan.rate is None:
         return f"{work}; not known how long they take: {recipe.train.device} cannot be used here"

@@ -95,8 +95,7 @@ def walk(strategy: Strategy, s: Walk, everyone: Iterable[Participant], weights: 
                     participant.settle()
     except (RuntimeError, NotImplementedError) as error:
         raise NeedsValues(
-            "the attack or the method looks at values on its way, and a plan has shapes alone",
-            "take a few steps with `advdistill bench` instead",
+            "the attack or the method looks at values on its way, and a plan has shapes alone (steps can be measured)"
         ) from error
     finally:
         for participant in everyone:
