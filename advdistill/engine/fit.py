@@ -277,8 +277,10 @@ class Run:
             with timing.backward():
                 (losses.total().sum() / self.size).backward()
             s.forget()
-        self.world.sum(list(sums.values()))
-        means = {name: value.item() / self.size for name, value in sums.items()}
+        # One tensor, so that a GPU is waited for once.
+        totals = torch.stack(list(sums.values()))
+        self.world.sum([totals])
+        means = dict(zip(sums, (totals / self.size).tolist(), strict=True))
         self._check(means)
         for learner in self.parts.learners.values():
             learner.settle()

@@ -58,11 +58,11 @@ class Losses:
 
     def sums(self) -> dict[str, Tensor]:
         """Name -> sum over the batch of each unweighted term and reported scalar, and of the weighted `loss`."""
-        batch = len(next(iter(self.terms.values())).value)
+        first = next(iter(self.terms.values())).value
         values = {"loss": self.total(), **{name: term.value for name, term in self.terms.items()}, **self.report}
         return {
-            name: (v.sum() if v.ndim else v * batch).detach().to(torch.float64)
-            for name, v in ((name, torch.as_tensor(value)) for name, value in values.items())
+            name: (v.sum() if v.ndim else v * len(first)).detach().to(torch.float64)
+            for name, v in ((name, torch.as_tensor(value, device=first.device)) for name, value in values.items())
         }
 
 
