@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -200,8 +200,17 @@ class Parts:
         bare.templates = self.student.model.templates
         return Participant(bare, self.classes)
 
+    @contextlib.contextmanager
+    def deployed_teachers(self) -> Iterator[None]:
+        """Teachers as they are used, for a while: an attack in an evaluation may look at them."""
+        with contextlib.ExitStack() as stack:
+            for teacher in self.teachers.values():
+                stack.enter_context(teacher.deployed(compiled=True))
+            yield
+
     def seen(self, subject: Participant) -> Callable[[str], Seen]:
-        """Whom an attack on `subject` can look at: itself, the undefended student, the teachers."""
+        """Whom an attack on `subject` can look at: itself, the undefended student, and the teachers, who must be
+        deployed."""
         known = {"self": subject, **self.teachers}
 
         def look(name: str) -> Seen:

@@ -58,8 +58,8 @@ class ClassFeatures:
         """Carry the gradients that the leaf collected into the parameters, once; then it is time to `forget`."""
         if self._learns and self._handed is not None and self._mine is not None:
             gradient = self._handed.grad
-            # Everybody takes part in the sum, also who has nothing to add.
-            if self._world.size > 1:
+            # Where somebody has something to add, everybody takes part; where nobody has, nothing is reached by zeros.
+            if self._world.size > 1 and self._world.any(gradient is not None):
                 gradient = torch.zeros_like(self._handed) if gradient is None else gradient
                 self._world.sum([gradient])
             if gradient is not None:

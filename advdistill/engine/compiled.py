@@ -102,7 +102,7 @@ class Compiled:
 
     def _first(self, key: Hashable, images: Tensor, learning: list[nn.Parameter]) -> Tensor:
         """Compile, forward and backward: what fails must fail here, and not in somebody's backward."""
-        graph = self._graphs[key] = self._compile()
+        graph = self._compile()
         # An attack may go backward through one look more than once; and TF32 is not there for the asking.
         with torch._functorch.config.patch(donated_buffer=False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
@@ -110,6 +110,7 @@ class Compiled:
             if found.requires_grad:
                 sources = [images] if images.requires_grad else learning
                 torch.autograd.grad(found, sources, torch.zeros_like(found), retain_graph=True, allow_unused=True)
+        self._graphs[key] = graph  # now that it has worked
         return found
 
     def _compile(self) -> Callable[[Tensor], Tensor]:

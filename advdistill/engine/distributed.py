@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,10 +39,13 @@ once, by its connection (gloo), or by who started it."""
 
 
 class Lost(RunError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended, or cannot be reached."""
 
-    def __init__(self) -> None:
-        super().__init__("another process of this run has ended", "its own error says why")
+    def __init__(self, told: str) -> None:
+        first = told.strip().partition("\n")[0]
+        super().__init__(
+            f"another process of this run has ended, or cannot be reached: {first}", "its own error says why"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def _exchanging() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Lost from error
+        raise Lost(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -163,8 +167,10 @@ def joined(device: torch.device) -> Iterator[World]:
         ) from error
     try:
         yield World(place.rank, place.size)
-    except Lost:
+    except Lost as lost:
         if launch.STARTED in os.environ:
+            if place.rank:  # kept from the terminal, and shown where nobody else had anything to say
+                sys.stderr.write(lost.message)
             raise SystemExit(launch.LOST) from None
         raise
     finally:

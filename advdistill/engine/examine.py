@@ -83,7 +83,8 @@ class Examiner:
         said, found = {}, {}
         for subject, participant in {"undefended": parts.undefended(), "student": parts.student}.items():
             bench = Bench(participant, parts.splits, self._recipe.seed, seen=parts.seen(participant))
-            batch, adversarial = examples(bench, robust, SHOWN)
+            with parts.deployed_teachers():
+                batch, adversarial = examples(bench, robust, SHOWN)
             batch, adversarial = to_device(batch, participant.model.device), adversarial.to(participant.model.device)
             found[subject] = adversarial.cpu()
             with participant.deployed(), torch.no_grad():
@@ -104,19 +105,20 @@ class Examiner:
         return results
 
     def _evaluate(self, subject: str, participant: Participant, protocols: list[Protocol]) -> Results:
-        return evaluate(
-            subject,
-            participant,
-            self._parts.splits,
-            protocols,
-            seed=self._recipe.seed,
-            batch_size=self._recipe.evaluate.batch_size,
-            workers=self._workers(protocols),
-            progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
-            stored=participant.model.stored_results,
-            seen=self._parts.seen(participant),
-            world=self._world,
-        )
+        with self._parts.deployed_teachers():
+            return evaluate(
+                subject,
+                participant,
+                self._parts.splits,
+                protocols,
+                seed=self._recipe.seed,
+                batch_size=self._recipe.evaluate.batch_size,
+                workers=self._workers(protocols),
+                progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
+                stored=participant.model.stored_results,
+                seen=self._parts.seen(participant),
+                world=self._world,
+            )
 
     def _workers(self, protocols: list[Protocol]) -> int:
         splits = [self._parts.splits(protocol.split) for protocol in protocols]

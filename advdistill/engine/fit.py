@@ -167,6 +167,9 @@ class Run:
                     self._learn(asked)
             except memory.OutOfMemory as error:
                 self._give_up(error.message, error.hint)
+            except distributed.Lost:
+                self._save_if_sound()
+                raise
         rows = self._conclude(before)
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
@@ -390,15 +393,19 @@ class Run:
     def _give_up(self, why: str, advice: str = "lower optim.lr or set optim.clip_norm") -> NoReturn:
         """Stop, with the last good state on disk: the present one, unless an update has ruined it or a step is half
         taken."""
-        for learner in self.parts.learners.values():
-            learner.discard()
-        kept = "what was saved last"
-        if self._sound() and not self._halfway:
-            self._save()
-            kept = f"the state after step {self.step}"
+        kept = f"the state after step {self.step}" if self._save_if_sound() else "what was saved last"
         self.tell(RunStopped(self.clock, why, None))
         where = f"{kept} is in {self.folder.path}; " if self.folder.ours else ""
         raise RunError(why, where + advice)
+
+    def _save_if_sound(self) -> bool:
+        """Save the present state, unless an update has ruined it or a step is half taken. Whether it was saved."""
+        for learner in self.parts.learners.values():
+            learner.discard()
+        sound = self._sound() and not self._halfway
+        if sound:
+            self._save()
+        return sound
 
     def _sound(self) -> bool:
         """Whether all that was learned is finite."""

@@ -134,7 +134,9 @@ def needed(gpus: int | None, processes: int | None, device: str) -> int:
                 f"--gpus {gpus}: this machine has {found or 'none'} that torch can use",
                 f"--processes {gpus} starts as many on its CPU cores" if not found else f"take --gpus {found}",
             )
-    return count if count > 1 else 0
+    elif device not in ("auto", "cpu"):
+        raise UsageError(f"--processes works on CPU cores, and the device is {device!r}", "take cpu or auto, or --gpus")
+    return count if count > 1 or processes else 0
 
 
 def start(count: int, option: str, again: str, arguments: Sequence[str] | None = None) -> int:
@@ -214,8 +216,10 @@ def _verdict(
     if passed and (main < 0 or main == LOST):
         return 130
     status = running[failed].returncode
+    said[failed].seek(0)
     if status == LOST:
-        raise RunError("the processes of this run have lost each other", f"go on with: {again}")
+        told = said[failed].read().decode(errors="replace")
+        raise RunError(f"the processes of this run have lost each other {told}".strip(), f"go on with: {again}")
     if status < 0:
         name = signal.Signals(-status).name
         memory = "is there enough memory? " if status == -signal.SIGKILL else ""
@@ -223,7 +227,6 @@ def _verdict(
             f"process {failed} of {len(running)} was ended by {name}, and the run with it",
             f"{memory}go on from what was saved with: {again}",
         )
-    said[failed].seek(0)
     sys.stderr.write(said[failed].read().decode(errors="replace"))
     sys.stderr.flush()
     return status

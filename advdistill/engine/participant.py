@@ -106,15 +106,16 @@ class Participant:
         return self.learns and isinstance(self.model, Encoded) and self.model.classifier_learns
 
     def _of_classes(self, learns: bool, manner: Manner) -> ClassFeatures:
-        return ClassFeatures(
-            self._encode, len(self.classes), learns, manner.class_chunk, manner.world, self.model.device
-        )
+        world = manner.world if len(self.classes) >= manner.world.size else ALONE
+        return ClassFeatures(self._encode, len(self.classes), learns, manner.class_chunk, world, self.model.device)
 
     def _encode(self, rows: Tensor | None) -> Tensor:
         assert isinstance(self.model, Encoded)
         # Class features serve the loss as well, so they are encoded in its mode, also where an attack asks first.
         mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
-        with phase("class features", own=True), mode, self._thawed(), self._autocast():
+        # They are often first asked for inside an attack; their graph must reach the parameters all the same.
+        asking = self._asking(torch.is_grad_enabled())
+        with phase("class features", own=True), mode, asking, self._autocast():
             return self.model.classifier(self.prepared, rows)
 
     def classifier(self) -> Tensor:
@@ -200,7 +201,7 @@ class Participant:
         self.attacked, self._trains_meanwhile = self.learns, self.model.training
         mode = self.model.attacked() if self.model.training else self.model.evaluated()
         try:
-            with mode, self._constant():
+            with mode, self._asking(False):
                 yield
         finally:
             self.attacked = self._trains_meanwhile = False
@@ -216,42 +217,34 @@ class Participant:
         look = self._compiled.deployed if compiled and self._compiled else None
         self._manner, self._look, self._class_features = Manner(), look, self._when_deployed
         try:
-            with exact(), self.model.evaluated(), self._constant():
+            with exact(), self.model.evaluated(), self._asking(False):
                 yield
         finally:
             self._manner, self._look, self._class_features = training
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """What this process tries by itself: it waits for no other's class features, and its own are dropped."""
-        shared = self._class_features
+        """What this process tries by itself: it waits for no other's class features, its own are dropped, and nothing
+        is compiled for sizes that may not fit."""
+        shared = self._look, self._class_features
+        self._look = None
         self._class_features = self._of_classes(self._classifier_learns, replace(self._manner, world=ALONE))
         try:
             yield
         finally:
-            self._class_features = shared
+            self._look, self._class_features = shared
 
     @contextlib.contextmanager
-    def _constant(self) -> Iterator[None]:
-        self._ask(False)
-        try:
-            yield
-        finally:
-            self._ask(True)
-
-    @contextlib.contextmanager
-    def _thawed(self) -> Iterator[None]:
-        # Class features are often first asked for inside an attack; their graph must reach the parameters all the same.
-        before = next((p.requires_grad for p in self.trainable.values()), True)
-        self._ask(torch.is_grad_enabled())
-        try:
-            yield
-        finally:
-            self._ask(before)
-
-    def _ask(self, wanted: bool) -> None:
+    def _asking(self, wanted: bool) -> Iterator[None]:
+        """Whether parameters that learn ask for gradients, for a while."""
+        before = [parameter.requires_grad for parameter in self.trainable.values()]
         for parameter in self.trainable.values():
             parameter.requires_grad_(wanted)
+        try:
+            yield
+        finally:
+            for parameter, asked in zip(self.trainable.values(), before, strict=True):
+                parameter.requires_grad_(asked)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._manner.precision != "bf16":

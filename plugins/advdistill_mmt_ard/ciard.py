@@ -36,6 +36,11 @@ class CIARD(Strategy):
     def prepare(self, models: Mapping[str, VisionLanguageModel]) -> None:
         self.balance.prepare(ROLES, models["student"].device)
 
+    @property
+    def mixes(self) -> bool:
+        """What the clean teacher gets wrong is counted over the batch."""
+        return bool(self.config.push)
+
     def step(self, s: Step) -> Losses:
         adversarial = s.attack()
         images = {"robust": adversarial, "clean": s.images}

@@ -52,7 +52,7 @@ class MMTARD(Strategy):
 
     @property
     def mixes(self) -> bool:
-        return self.config.level == "contrastive"
+        return self.config.level == "contrastive" or self.weighting.mixes
 
     def step(self, s: Step) -> Losses:
         images = {"clean": s.images, "adversarial": s.attack(lambda images, rows: self.climb(s, images, rows))}

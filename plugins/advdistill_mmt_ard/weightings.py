@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,12 @@ class Weighting(nn.Module, ABC):
 
     Args:
         config: the strategy's settings.
+
+    Attributes:
+        mixes: a sample's shares depend on the others of its batch.
     """
+
+    mixes: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -96,6 +101,8 @@ class SAAD(Weighting):
         w_i = scale (H_i - min H)                  who sees adversarial images, H the entropy over the portion's samples
         1 - w_i / max w (its mean over those)      who sees clean ones
     """
+
+    mixes = True
 
     def forward(self, looks: Mapping[str, Output], labels: Tensor) -> dict[str, Tensor]:
         shares = {}

@@ -29,11 +29,15 @@ import run_parts
 import torch
 
 from advdistill import Losses, Threat, cross_entropy
-from advdistill.engine import optim
+from advdistill.engine import examine, fit, optim
 from advdistill.engine.checkpoint import read
+from advdistill.engine.data import Batch
+from advdistill.engine.distributed import Lost
+from advdistill.engine.evaluate import Results
 from advdistill.engine.examine import Examiner
 from advdistill.engine.fit import Interrupted
 from advdistill.engine.folder import RunFolder
+from advdistill.engine.participant import Participant
 from advdistill.errors import DataError, RunError
 from advdistill.recipe.model import Optim, Schedule
 from advdistill.testing import ToyAttack, ToyModel
@@ -392,3 +396,36 @@ def test_the_best_is_what_the_probe_liked_best(tmp_path: Path, monkeypatch: pyte
     facts, _ = read(folder / "best.safetensors")
     assert [row["subject"] for row in facts["results"]] == ["student"]
     assert [row["subject"] for row in json.loads((folder / "results.json").read_text())] == [r.subject for r in rows]
+
+
+def test_teachers_are_deployed_while_others_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an attack looks at in an evaluation computes in float32, by itself, whatever the training does."""
+    asked, measure = [], examine.evaluate
+
+    def listen(subject: str, participant: Participant, *given: Any, seen: Any, **how: Any) -> Results:
+        teacher = seen("clean")._participant
+        asked.append((teacher._manner.precision, teacher._class_features is teacher._when_deployed))
+        return measure(subject, participant, *given, seen=seen, **how)
+
+    monkeypatch.setattr(examine, "evaluate", listen)
+    changes = {"train": {"precision": "bf16"}, "evaluate": {"every": 2, "undefended": True}}
+    run_parts.train(run_parts.recipe(tmp_path, **changes, **DRIFTING))
+    assert len(asked) >= 4 and set(asked) == {("fp32", True)}
+
+
+def test_a_lost_process_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, take = run_parts.recipe(tmp_path), fit.Run.take
+
+    def lost(self: fit.Run, batch: Batch) -> Any:
+        if self.step == 2:
+            raise Lost("connection closed by peer")
+        return take(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Run, "take", lost)
+        with pytest.raises(Lost, match="connection closed by peer"):
+            run_parts.train(made)
+    steps: list[int] = []
+    monkeypatch.setattr(fit.Run, "take", lambda self, batch: steps.append(self.step) or take(self, batch))
+    run_parts.train(made, resume=True)
+    assert steps == [2, 3]

@@ -179,8 +179,8 @@ MUTANTS = (
         "train-mode",
         "the model is measured in training mode",
         f"{HOST}/participant.py",
-        "with exact(), self.model.evaluated(), self._constant():",
-        "with exact(), self._constant():",
+        "with exact(), self.model.evaluated(), self._asking(False):",
+        "with exact(), self._asking(False):",
         (f"{UNIT}/test_judge.py::test_what_is_in_training_is_attacked_and_judged_in_eval_mode",),
     ),
     Mutant(
