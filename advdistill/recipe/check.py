@@ -6,11 +6,12 @@ make sense of, so that one wrong block hides nothing in the others.
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
@@ -35,6 +36,16 @@ _EXPECTED = {
     "dict": "must be a map of keys",
     "model": "must be a map of keys",
     "list": "must be a list",
+}
+
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "text",
+    "object": "a map of keys",
+    "array": "a list",
+    "null": "null",
 }
 
 
@@ -200,8 +211,15 @@ class Check:
         try:
             value = model.model_validate(given)
         except ValidationError as invalid:
+            unions: set[KeyPath] = set()
             for error in invalid.errors(include_url=False):
                 place = tuple(step for step in error["loc"] if step != "[key]")
+                if found := _union(model, place):
+                    place, taken = found
+                    if place not in unions:  # else told of another of its alternatives
+                        unions.add(place)
+                        self.fail((*path, *place), f"must be {taken}{_not(_at(given, place))}", hint=hint)
+                    continue
                 unknown = error["type"] == "extra_forbidden"
                 self.fail(
                     (*path, *place), _message(error, model, place), key=unknown or "[key]" in error["loc"], hint=hint
@@ -229,6 +247,8 @@ class Check:
         if train.accumulate != "auto" and train.batch_size % train.accumulate:
             message = f"{train.accumulate} equal portions do not make a batch of {train.batch_size}"
             self.fail(("train", "accumulate"), message)
+        if train.compile == "on" and train.precision == "tf32":
+            self.warnings.append("train.compile: towers are not compiled in tf32; take fp32 or bf16, or compile: off")
 
     def _strategy(self) -> None:
         entry = self.entries.get(("strategy",))
@@ -402,7 +422,41 @@ def _message(error: Mapping[str, Any], model: type[Config], place: KeyPath) -> s
         expected = message[:1].lower() + message[1:]
         if kind == "value_error":  # a plugin's own words
             return expected
-    return f"{expected}, not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) else expected
+    return f"{expected}{_not(value)}"
+
+
+def _not(value: Any) -> str:
+    """What was given instead, where that is short."""
+    return f", not {value!r}" if isinstance(value, (str, int, float, bool, type(None))) else ""
+
+
+def _at(given: Any, place: KeyPath) -> Any:
+    for step in place:
+        given = given[step]
+    return given
+
+
+def _union(model: type[Config], place: KeyPath) -> tuple[KeyPath, str] | None:
+    """Where a field of several types stands on the way to `place`, and what it takes in words; pydantic tells of each
+    type apart, under keys of its own making."""
+    for depth in range(1, len(place)):
+        field = _fields(model, place[: depth - 1]).get(str(place[depth - 1]))
+        taken: Any = field.annotation if field else None
+        union = typing.get_origin(taken) in (typing.Union, types.UnionType)
+        if not union or len(set(typing.get_args(taken)) - {type(None)}) < 2:
+            continue
+        schema = TypeAdapter(taken).json_schema()
+        if "$defs" not in schema:  # a block of one of several kinds says best itself what is wrong in it
+            return place[:depth], ", or ".join(_taken(one) for one in schema["anyOf"])
+    return None
+
+
+def _taken(schema: Mapping[str, Any]) -> str:
+    """What one of several types takes."""
+    if names := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return " or ".join(map(str, names))
+    least = f" from {schema['minimum']} on" if "minimum" in schema else ""
+    return _TYPES[schema["type"]] + least
 
 
 def _quoted(error: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ def parse_size(value: Any) -> int:
         raise ValueError(f"{value!r} is no number of bytes; write it like 2 GiB")
     try:
         return int(float(written[1]) * _UNITS[written[2]])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{value!r} is no number of bytes; write it like 2 GiB") from None
 
 
@@ -73,7 +73,12 @@ Bytes = Annotated[
     BeforeValidator(parse_size),
     PlainSerializer(format_size),
     WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.]+ *([KMGT]iB)?$"}]}
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": r"^\s*[0-9.]+\s*(B|[KMGT]iB)?\s*$"},
+            ]
+        }
     ),
 ]
 """A number of bytes, written `2 GiB` in recipes."""

@@ -124,7 +124,8 @@ class Train(Config):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch compiles the towers; `auto`: on CUDA. Where it fails they run as they are, and the run says so."""
+    """Whether torch compiles the towers; `auto`: on CUDA. Where it fails they run as they are, and the run says so; in
+    tf32 they always do."""
     class_chunk: Natural | Literal["auto"] = "auto"
     """Class features are computed for so many classes at a time, and once more in the backward pass, so that memory
     does not grow with their number; 0: all at once; `auto`: at most 1,024 at a time. Changes no number."""

@@ -183,7 +183,8 @@ def _toy_batch(size: int) -> Batch:
 def check_strategy(
     strategy: Strategy, roles: Iterable[str] = (), *, attack: Attack | None = None, learning: Iterable[str] = ()
 ) -> None:
-    """A strategy on toy twins: terms per sample, gradients where somebody learns and nowhere else, state that keeps.
+    """A strategy on toy twins: terms per sample, whatever its batch mates unless it `mixes`, gradients where somebody
+    learns and nowhere else, state that keeps.
 
     Args:
         strategy: freshly built.
@@ -202,47 +203,51 @@ def check_strategy(
             built = type(strategy)(strategy.config)
             built.prepare(scene.models)
             _check_phases(scene, built, told, must_reach=side == "image")
+    _check_halves(strategy, _Scene(roles, attack, "both", learning, spread=1.0), told)
     _check_state(strategy, _Scene(roles, attack, "both", frozenset()), told)
 
 
 class _Scene:
-    """A student and its teachers, all toys that differ a little, and a batch."""
+    """A student and its teachers, all toys that differ by `spread`, and a batch."""
 
-    def __init__(self, roles: tuple[str, ...], attack: Attack, side: str, taught: frozenset[str]) -> None:
+    def __init__(
+        self, roles: tuple[str, ...], attack: Attack, side: str, taught: frozenset[str], spread: float = 0.1
+    ) -> None:
         config = ToyConfig(learns=side)
         self.everybody: dict[str, Participant] = {}
         for place, role in enumerate(("student", *roles)):
             model = ToyModel(config)
             with torch.no_grad():
-                model.gain.mul_(1 + 0.1 * torch.linspace(-1, 1, len(model.gain)).roll(7 * place))
+                model.gain.mul_(1 + spread * torch.linspace(-1, 1, len(model.gain)).roll(7 * place))
             self.everybody[role] = Participant(model, CLASSES, learns=role == "student" or role in taught)
         self.attack, self.batch = attack, _toy_batch(6)
         # Everybody is wrong about the last two.
         labels = torch.cat([self.batch.labels[:4], self.batch.labels[4:].roll(1)])
         self.batch = Batch(self.batch.images, labels, self.batch.samples)
 
-    def step(self) -> Step:
+    def step(self, rows: Tensor | None = None) -> Step:
+        """A step on the batch, or on some of its rows with the noise that they have in it."""
+        batch = self.batch if rows is None else self.batch[rows]
         return Step(
-            self.batch,
+            batch,
             Clock(1, 10, 0),
             student=self.everybody["student"],
             teachers={role: p for role, p in self.everybody.items() if role != "student"},
             attack=self.attack,
             threat=Threat("linf", RADII["linf"]),
-            noise=Noise(0, "contract", 0, self.batch.samples),
+            noise=Noise(0, "contract", 0, batch.samples),
         )
 
     @property
     def models(self) -> dict[str, VisionLanguageModel]:
         return {role: participant.model for role, participant in self.everybody.items()}
 
-    def look(self, strategy: Strategy) -> list[tuple[Tensor, Mapping[str, Tensor]]]:
-        """Each phase's (B,) total loss and named sums, all gradients dropped."""
-        s = self.step()
-        said: list[tuple[Tensor, Mapping[str, Tensor]]] = []
+    def look(self, strategy: Strategy, rows: Tensor | None = None) -> list[Losses]:
+        """Each phase's losses of a step, which is then over: no gradient is left."""
+        s = self.step(rows)
+        said: list[Losses] = []
         for phase in strategy.phases:
-            losses = phase(s)
-            said.append((losses.total().detach(), losses.sums()))
+            said.append(phase(s))
             for participant in self.everybody.values():
                 participant.discard()
             s.forget()
@@ -286,23 +291,41 @@ def _check_phase(scene: _Scene, phase: Callable[[Step], Losses], s: Step, told: 
     return reached
 
 
+def _check_halves(strategy: Strategy, scene: _Scene, told: str) -> None:
+    """A batch is worked through in portions, and shared by processes: no sample's loss may depend on the others."""
+    strategy = type(strategy)(strategy.config)
+    if strategy.mixes:
+        return
+    strategy.prepare(scene.models)
+    whole = scene.look(strategy)
+    for rows in torch.arange(len(scene.batch)).chunk(2):
+        for phase, part in zip(whole, scene.look(strategy, rows), strict=True):
+            for name in phase.terms:
+                value = phase.weighted(name)
+                apart = (part.weighted(name) - value[rows]).abs().max() if name in part.terms else torch.inf
+                # Sums of another batch size round differently.
+                same = apart <= 1e-3 * value.abs().max() + 1e-6
+                demand(same, told + f"term {name!r} depends on a sample's batch mates, but `mixes` is False")
+
+
 def _check_state(strategy: Strategy, scene: _Scene, told: str) -> None:
     strategy.prepare(scene.models)
     fresh = copy.deepcopy(strategy.state_dict())
     first = scene.look(strategy)
     demand(_same(fresh, strategy.state_dict()), told + "its state moved outside of `updated`")
-    means = {name: (value / len(scene.batch)).item() for _, sums in first for name, value in sums.items()}
+    means = {name: (value / len(scene.batch)).item() for losses in first for name, value in losses.sums().items()}
     for step in (1, 2, 3):
         strategy.updated(means, Clock(step, 10, 0))
-    moved = [loss for loss, _ in scene.look(strategy)]
+    moved = [losses.total() for losses in scene.look(strategy)]
     twin = type(strategy)(strategy.config)
     twin.prepare(scene.models)
     twin.load_state_dict(copy.deepcopy(strategy.state_dict()))
-    resumed = [loss for loss, _ in scene.look(twin)]
+    resumed = [losses.total() for losses in scene.look(twin)]
     demand(all(map(torch.equal, moved, resumed)), told + "a twin with its state gives other losses")
     strategy.load_state_dict(fresh)
-    back = [loss for loss, _ in scene.look(strategy)]
-    demand(all(torch.equal(a, b) for (a, _), b in zip(first, back, strict=True)), told + "its state does not go back")
+    back = [losses.total() for losses in scene.look(strategy)]
+    same = all(torch.equal(a.total(), b) for a, b in zip(first, back, strict=True))
+    demand(same, told + "its state does not go back")
 
 
 def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:

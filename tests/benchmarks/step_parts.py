@@ -18,6 +18,7 @@ from advdistill.engine import build
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.fit import Run
 from advdistill.engine.folder import RunFolder
+from advdistill.engine.participant import tf32
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
 
@@ -44,7 +45,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def a_run(given: argparse.Namespace, world: World = ALONE, **train: Any) -> Iterator[Run]:
     """A run of APD (prompts in both towers of both twins) or of MMT-ARD (a visual tower, two frozen teachers), weights
-    random, in a folder that goes away; `world` takes its steps; `train`: further settings."""
+    random, in a folder that goes away; TF32 is on or off meanwhile, as asked; `world` takes its steps; `train`: further
+    settings."""
     if given.threads:
         torch.set_num_threads(given.threads)
     model = {"model": given.model, "weights": "random"}
@@ -96,7 +98,7 @@ def a_run(given: argparse.Namespace, world: World = ALONE, **train: Any) -> Iter
         path.write_text(yaml.safe_dump(tree))
         recipe = build.settled(load_recipe(path))
         registry = default_registry().with_files(recipe.plugin_hashes)
-        with RunFolder(recipe, resume=False, overwrite=False) as at:
+        with tf32(given.precision == "tf32"), RunFolder(recipe, resume=False, overwrite=False) as at:
             yield Run(recipe, registry, at, lambda event: None, world)
 
 

@@ -5,7 +5,8 @@ Pinned here:
   there are as many as we ship, so none is skipped in silence; each builds from its defaults or from what `MADE` says;
 - an attack that does nothing, leaves the ball, pollutes or clears `.grad`, reseeds or draws from a global generator,
   prints, writes into the clean images, or lets batch mates matter, is found out;
-- so is a strategy that leaks into a teacher or the pixels, reaches nothing, or whose state moves in `step` or is lost;
+- so is a strategy that leaks into a teacher or the pixels, reaches nothing, mixes a batch's samples unsaid, or whose
+  state moves in `step` or is lost; shipped methods that mix would be found out;
 - so is a model that keeps state in `prepare`, lies about itself, forgets modes, or is lax with what it loads;
 - so is a dataset with a class missing, shared ids, labels or pixels out of range, or hidden randomness;
 - so is a reporter that chokes on an event.
@@ -362,7 +363,18 @@ class ThawsTeacher(Good):
         return Losses(label=super().step(s).terms["label"].value, leak=leak)
 
 
+class Mixes(Good):
+    def step(self, s):
+        losses = super().step(s)
+        return Losses(**losses.terms, calm=losses.terms["label"].value.mean().expand(len(s.labels)))
+
+
+class SaysThatItMixes(Mixes):
+    mixes = True
+
+
 def test_good_strategies():
+    check_strategy(SaysThatItMixes(), ["clean"])
     check_strategy(Good(), ["clean"])
     check_strategy(Alternating(), ["clean"])
 
@@ -372,6 +384,7 @@ def test_good_strategies():
     [
         (Deaf, "got no gradient"),
         (NotFinite, "not finite"),
+        (Mixes, "'calm' depends on a sample's batch mates"),
         (MovesInStep, "outside of `updated`"),
         (HidesState, "a twin with its state"),
         (TouchesPixels, "images collected gradients"),
@@ -381,6 +394,23 @@ def test_good_strategies():
 def test_bad_strategies_are_found_out(strategy, clause):
     with pytest.raises(Broken, match=clause):
         check_strategy(strategy(), ["clean"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mmt-ard", {"weighting": "saad"}),
+        ("mmt-ard", {"level": "contrastive"}),
+        ("ciard", {"teacher_start": 0}),
+    ],
+)
+def test_shipped_strategies_that_mix_would_be_found_out(monkeypatch, name, settings):
+    entry = next(e for e in REGISTRY.entries("strategy") if e.spec.name == name)
+    strategy, config = build(entry, settings)
+    check_strategy(strategy(config), [*entry.spec.teachers], learning=entry.spec.trains)
+    monkeypatch.setattr(strategy, "mixes", False)
+    with pytest.raises(Broken, match="batch mates"):
+        check_strategy(strategy(config), [*entry.spec.teachers], learning=entry.spec.trains)
 
 
 def test_a_teacher_that_should_learn_must():

@@ -6,7 +6,8 @@ Guarantees:
 - unknown keys, names and choices get a suggestion; missing keys say what they are for; types are told in plain words;
 - each cross-check fires where it should, and nowhere on the good recipe;
 - a recipe that could only fail for want of a plugin is a PluginError (4), every other one a RecipeError (3);
-- an attack that cannot reach eps is a warning;
+- what a field of several types takes is told once, under its own key;
+- an attack that cannot reach eps is a warning, and so is compile: on where nothing is compiled;
 - whatever value stands wherever, the outcome is a recipe or a UserError.
 """
 
@@ -112,6 +113,11 @@ r.yaml:12:1: sede: unknown key; did you mean 'seed'?
         (["teachers.clean.train=maybe"], "teachers.clean.train: must be true or false, not 'maybe'"),
         (["seed=-1"], "seed: must be greater than or equal to 0, not -1"),
         (["seed=1.5"], "seed: must be a whole number, not 1.5"),
+        (["train.accumulate=-1"], "train.accumulate: must be a whole number from 1 on, or auto, not -1"),
+        (["train.class_chunk=often"], "train.class_chunk: must be a whole number from 0 on, or auto, not 'often'"),
+        (["train.workers=[1]"], "train.workers: must be a whole number from 0 on, or auto\n"),
+        ([f"train.cache_limit={'9' * 400}"], "is no number of bytes; write it like 2 GiB"),
+        (["train.keep_images=1.2.3 GiB"], "train.keep_images: '1.2.3 GiB' is no number of bytes; write it like 2 GiB"),
         (["train.steps=true"], "train.steps: must be a number, not true or false"),
         (["attack.steps=true"], "attack.steps: must be a number, not true or false"),
         (["name='a b'"], "name: "),
@@ -202,6 +208,18 @@ def test_an_attack_that_cannot_reach_eps_is_a_warning(tmp_path: Path) -> None:
     weak = ["attack.steps=2", "attack.step=1/255"]
     assert load(RECIPE, tmp_path, *weak).warnings == ("attack: 2 steps of 1/255 cannot reach eps 8/255",)
     assert load(RECIPE, tmp_path, *weak, "attack.random_start=true").warnings == ()
+
+
+def test_a_field_of_several_types_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        load(RECIPE, tmp_path, "train.workers=-1", "train.class_chunk=-1")
+    assert caught.value.message.count("train.workers") == caught.value.message.count("train.class_chunk") == 2
+
+
+def test_tf32_is_not_compiled(tmp_path: Path) -> None:
+    asked = "train.compile=on", "train.precision=tf32"
+    assert [warning[:14] for warning in load(RECIPE, tmp_path, *asked).warnings] == ["train.compile:"]
+    assert load(RECIPE, tmp_path, asked[0]).warnings == load(RECIPE, tmp_path, asked[1]).warnings == ()
 
 
 def test_only_missing_plugins_is_a_plugin_error(tmp_path: Path) -> None:

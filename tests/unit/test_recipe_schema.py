@@ -3,19 +3,24 @@
 Guarantees:
 - a diff lists exactly the paths that differ, and which side has them;
 - the schema knows every plugin's settings with their docs and no others, links every block to its kind, requires
-  nothing that `extends` may bring, and all its references resolve.
+  nothing that `extends` may bring, and all its references resolve;
+- it takes the sizes that are read, and no others.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from pydantic import TypeAdapter, ValidationError
 from recipe_parts import registry
 
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.diff import Change, diff
+from advdistill.recipe.fields import Bytes
 from advdistill.recipe.schema import recipe_schema
 
 
@@ -68,3 +73,17 @@ def test_the_schema_knows_the_plugins() -> None:
     assert schema["properties"]["threat"]["$ref"] == "#/$defs/Threat"
     assert "required" not in schema["$defs"]["Optim"]
     assert schema["anyOf"][1]["required"] == ["advdistill", "threat", "data", "student", "strategy", "optim", "train"]
+
+
+@pytest.mark.parametrize(
+    "size", ["5", "5 B", "2 GiB", "500MiB", " 1.5 TiB ", "5 Ki", "5 iB", "GiB", "-1", "1 GB", "5 B B", "nan"]
+)
+def test_sizes_are_read_as_the_schema_says(size: str) -> None:
+    adapter = TypeAdapter(Bytes)
+    pattern = adapter.json_schema()["anyOf"][1]["pattern"]
+    try:
+        adapter.validate_python(size)
+    except ValidationError:
+        assert not re.search(pattern, size)
+    else:
+        assert re.search(pattern, size)
