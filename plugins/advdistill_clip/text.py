@@ -369,9 +369,13 @@ class Sentences:
         return encode_packed(tower_of(model), pack, prompts, self.start, adapters)
 
     def _pack_of(self, rows: Tensor) -> Pack:
-        """Packed once: the same chunks of classes are asked for at every step."""
+        """Packed once: the same chunks of classes are asked for at every step, together all classes. There is room for
+        twice as many; what was asked for first goes first."""
         key = rows.cpu().numpy().tobytes()
         if key not in self._packs:
+            room = 2 * len(self._ids) * rows.element_size() - len(key)
+            while self._packs and sum(map(len, self._packs)) > room:
+                del self._packs[next(iter(self._packs))]
             self._packs[key] = Pack.of([self._ids[i] for i in rows.tolist()], self._shared, self.device)
         return self._packs[key]
 

@@ -1,4 +1,4 @@
-"""A strategy whose process comes to grief at a step, for test_many_processes.py."""
+"""A strategy whose process comes to grief at a step, and two classes of toys, for test_many_processes.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from advdistill import Config, Losses, Step, Strategy, StrategySpec, cross_entropy, hookimpl
+from advdistill import (
+    ClassSet,
+    Config,
+    DatasetSpec,
+    Losses,
+    Step,
+    Strategy,
+    StrategySpec,
+    cross_entropy,
+    hookimpl,
+)
 from advdistill.errors import DataError
+from advdistill.testing import ToyDataset
 
 
 class Fate(Config):
@@ -37,6 +48,17 @@ class Mortal(Strategy):
             if self.config.how == "error":
                 raise DataError("an image is broken", "mend it")
         return Losses(loss=cross_entropy(s.student(s.attack()), s.labels))
+
+
+class Pair(ToyDataset):
+    """Two classes."""
+
+    classes = ClassSet(("ant", "bee"), ("a photo of a {}.",))
+
+
+@hookimpl
+def advdistill_datasets() -> Iterator[DatasetSpec]:
+    yield DatasetSpec(name="pair", target=Pair)
 
 
 @hookimpl

@@ -5,13 +5,15 @@
   it; deep ones overwrite them), forward and backward, against an independent rendering over whole rows;
 - what all sentences begin with is encoded once, and nothing is padded;
 - no gradient is computed where nothing upstream learns;
-- `rows` selects classes; several templates are averaged as unit features; a model's own replace the data set's, and
-  who loads it may give others;
+- `rows` selects classes, and of what was packed for them no more is kept than two passes over all need; several
+  templates are averaged as unit features; a model's own replace the data set's, and who loads it may give others;
 - towers that are not causal, or not open_clip's own, take the plain way with the same features;
 - a sentence that does not fit, or a template whose name would be overwritten, is an error that says so.
 """
 
 from __future__ import annotations
+
+import operator
 
 import pytest
 import torch
@@ -187,6 +189,22 @@ def test_rows_select_classes(tmp_path):
     parted = sum((student.classifier(classes, half) * pull[half]).sum() for half in halves)
     (sum_of_parts,) = torch.autograd.grad(parted, student.text)
     assert (whole - sum_of_parts).norm() <= 1e-5 * whole.norm()
+
+
+def test_packs_of_a_pass_are_kept_and_others_go(tmp_path):
+    clip = Clip.from_config(configs.Clip(**Parts(tmp_path, settings()).source))
+    classes = clip.prepare(ClassSet(NAMES, (TEMPLATE,)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        clip.classifier(classes, torch.randperm(len(NAMES), generator=generator)[:3])
+    chunks = torch.arange(len(NAMES)).split(1)
+    for chunk in chunks:
+        clip.classifier(classes, chunk)
+    held = list(classes[0]._packs.values())
+    assert sum(len(pack.ends) for pack in held) <= 2 * len(NAMES)
+    for chunk in chunks:
+        clip.classifier(classes, chunk)
+    assert all(map(operator.is_, held, classes[0]._packs.values()))
 
 
 def test_templates_are_averaged_as_unit_features(tmp_path):
