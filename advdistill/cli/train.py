@@ -46,7 +46,8 @@ def train(
 
     The run's folder (save.dir) gets last.safetensors, results.json, metrics.jsonl, recipe.yaml and pictures. The final
     table goes to stdout, progress to stderr. Ctrl-C finishes the step in hand, saves, and prints how to go on.
-    torchrun (`-m advdistill train …`) and SLURM (`srun advdistill train …`) may start the processes as well.
+    torchrun (`-m advdistill train …`) and SLURM (`srun --kill-on-bad-exit=1 advdistill train …`) may start the
+    processes as well; without that option, srun lets the others wait for one that has died.
 
     Examples:
     advdistill train quickstart
@@ -57,6 +58,8 @@ def train(
     from advdistill.engine import launch
     from advdistill.recipe.resolve import load_recipe
 
+    if dry_run and (gpus or processes):
+        raise UsageError("--dry-run plans one process, and starts none", "leave out --gpus and --processes")
     if resume is not None:
         if recipe or overrides or overwrite or dry_run:
             raise UsageError("--resume goes on with a run as it is; it takes no recipe, change or other mode")

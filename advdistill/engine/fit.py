@@ -92,7 +92,7 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
         world.wait()  # a folder that cannot be used ends all of them here
         reporters = Reporters([build.component(registry, block) for block in recipe.report] if world.main else [])
         try:
-            with _warnings_told(reporters.tell):
+            with warnings_told(reporters.tell):
                 return Run(recipe, registry, folder, reporters.tell, world).go()
         finally:
             reporters.close()
@@ -133,6 +133,11 @@ class Run:
         if folder.resuming and folder.resume_point.exists():
             self.step, self.best, self._began_with = resume.restore(
                 folder.resume_point, self.parts, self.optimizer, dict(recipe.tree)
+            )
+        if folder.resuming and len(steps := set(world.gather(self.step))) > 1:
+            raise RunError(
+                f"the processes of this run would go on after different steps: {', '.join(map(str, sorted(steps)))}",
+                "save.dir must be a folder that all machines share",
             )
         if train.accumulate == "auto" and self.step < self.steps:
             self.portions = self._fewest_portions()
@@ -454,7 +459,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def _warnings_told(tell: Callable[[Event], None]) -> Iterator[None]:
+def warnings_told(tell: Callable[[Event], None]) -> Iterator[None]:
     """A `RunWarning` is an event; other warnings go where they always went."""
     with warnings.catch_warnings():
         others = warnings.showwarning

@@ -2,8 +2,10 @@
 
 Guarantees:
 - one and two processes learn the same weights, report the same numbers step by step, and count the same samples;
-- shares of a batch may differ in size; class features that learn are shared, weights that adapt see the whole batch;
-- an evaluation in two processes finds what one finds, and either goes on with what the other began;
+- shares of a batch may differ in size; class features that learn are shared, and there may be fewer classes than
+  processes; weights that adapt see the whole batch; alternating updates leave alone whom nobody pulled;
+- an evaluation in two processes finds what one finds, attacks that look at teachers included, and either goes on with
+  what the other began;
 - only one process talks;
 - a process that dies or fails ends the run, with its error said once and no traceback, and the run goes on from what
   was saved, in another number of processes too, which is told;
@@ -123,6 +125,7 @@ def counts(folder: Path) -> list[tuple[str, str, int, int]]:
 
 RUNS = {
     "apd_digits": ("train.batch_size=9",),
+    "apd_digits_alternate": ("train.batch_size=9",),
     "quickstart": ("train.batch_size=7", "evaluate.controls=null", "evaluate.select=robust"),  # MMT-ARD
 }
 PROTOCOLS = "evaluate.protocols=[{name: clean, limit: 90}, {name: PGD, attack: {use: pgd, steps: 2}, limit: 90}]"
@@ -145,6 +148,35 @@ def test_one_and_two_processes_are_equal(cli: Cli, tmp_path: Path, recipe: str) 
     # One voice: the table on stdout, and every line of progress once.
     assert out == alone.out
     assert err.count("probe at step 20") == 1 and "2 processes" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_more_processes_than_classes(cli: Cli, tmp_path: Path) -> None:
+    """Class features that learn are then encoded by every process."""
+    prompts = {"text": {"tokens": 2, "depth": 2}, "visual": {"tokens": 0}}
+    student = {"use": "clip-prompts", "model": "advdistill_demo:small.json", "weights": "random", **prompts}
+    changes = {"data": {"use": "pair"}, "student": student}
+    for name, size in (("one", 1), ("three", 3)):
+        path = mortal(tmp_path, name, steps=4)
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+        code, _, err = call(tmp_path, "train", path, *(("--processes", size) if size > 1 else ()))
+        assert code == 0, err
+    assert apart(tmp_path / "one", tmp_path / "three") < 1e-5
+    assert counts(tmp_path / "one") == counts(tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_an_attack_on_a_teacher_is_shared(cli: Cli, tmp_path: Path) -> None:
+    """Also where a process has no batch left, and where the teacher learned."""
+    across = "{use: cross-prompt, prompts: teacher, teacher: clean, attack: {use: pgd, steps: 1}}"
+    words = ("train", "apd_digits", *CONTROL, "train.steps=1", "train.epochs=0", "train.batch_size=8")
+    words = (*words, "evaluate.every=0", "report=[{use: jsonl}]")
+    words = (*words, f"evaluate.protocols=[{{name: across, attack: {across}, limit: 16}}]")
+    alone = cli(*words, "save.dir=one")
+    assert alone.code == 0, alone.err
+    code, _, err = call(tmp_path, *words, "save.dir=two", "--processes", 2)
+    assert code == 0, err
+    assert counts(tmp_path / "one") == counts(tmp_path / "two")
 
 
 def columns(folder: Path) -> Any:
@@ -264,7 +296,12 @@ def test_gpus_that_are_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("words", "why"),
-    [(("--gpus", 2), "the device is 'cpu'"), (("--gpus", 2, "--processes", 2), "give one of them")],
+    [
+        (("--gpus", 2), "the device is 'cpu'"),
+        (("--gpus", 2, "--processes", 2), "give one of them"),
+        (("--processes", 2, "--dry-run"), "--dry-run plans one process"),
+        (("--gpus", 2, "--dry-run"), "--dry-run plans one process"),
+    ],
 )
 def test_options_that_contradict(cli: Cli, tmp_path: Path, words: tuple[object, ...], why: str) -> None:
     said = cli("train", mortal(tmp_path), *words)
