@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from advdistill.errors import DataError, PluginError, RecipeError, RunError, UsageError, UserError
+from advdistill.errors import DataError, MissingData, PluginError, RecipeError, RunError, UsageError, UserError
 from advdistill.hooks.hookspecs import hookimpl
 from advdistill.hooks.specs import (
     AttackSpec,
@@ -118,6 +118,7 @@ __all__ = [
     "Losses",
     "Measured",
     "Measuring",
+    "MissingData",
     "Noise",
     "Output",
     "PixelDistance",

@@ -56,6 +56,10 @@ class DataError(UserError):
     exit_code = 5
 
 
+class MissingData(DataError):
+    """Data is not on this machine. A plan, or a step's cost, can do without: neither looks at pixels."""
+
+
 class RunWarning(UserWarning):
     """A run goes on, though not as it was asked to; its reporters are told."""
 

@@ -115,6 +115,9 @@ def _all(
         _print("", *_compared(rows, cheapest))
         for where in dict.fromkeys(row.where for row in measured):
             typer.echo(f"{where}; medians of {steps} steps\n{engine.FLOOR}")
+        for row in measured:
+            for note in row.notes:
+                typer.echo(f"note: {row.method}: {note}", err=True)
     if chart is not None and measured:
         _draw(measured, chart)
     if len(measured) < len(rows):

@@ -154,13 +154,16 @@ def _time(recipe: Recipe, plan: Plan) -> str:
     """How long the steps would take here."""
     if plan.flops is None:
         return f"not known: {plan.unknown}"
-    work = f"{sum(plan.flops.values()) / 1e9:,.1f} GFLOP a step"
+    work = f"{sum(plan.flops.values()) / 1e9:,.1f} GFLOP a step on average"
+    if plan.kept:
+        work += f" ({' and '.join(plan.kept)} asked about clean images in the first epoch only)"
     if plan.seconds_per_step is None or plan.rate is None:
         return f"{work}; not known how long they take: {recipe.train.device} cannot be used here"
     hours = plan.steps * plan.seconds_per_step / 3600
     whole = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
     rate = f"at the rate of a matrix product on this machine in {plan.precision}, {plan.rate / 1e9:,.0f} GFLOP/s"
-    return f"at least {plan.seconds_per_step:.3g} s a step, {whole} for all; {work} {rate}; `advdistill bench` measures"
+    time = f"{plan.seconds_per_step:.3g} s a step, {whole} for all, in matrix products alone"
+    return f"{time}; {work} {rate}; `advdistill bench` measures"
 
 
 def _part(recipe: Recipe, role: str, learns: int, total: int) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import resource
 import statistics
 import sys
@@ -23,17 +22,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, memory, timing
-from advdistill.engine.cost import CLASS_FEATURES, median_of
+from advdistill.engine import build, memory, recall, timing
+from advdistill.engine.cost import median_of
+from advdistill.engine.data import cores
 from advdistill.engine.events import Event, Warned
 from advdistill.engine.feed import loading_rates
-from advdistill.engine.fit import Run
+from advdistill.engine.fit import Run, warnings_told
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.model import Encoded
 from advdistill.engine.participant import Participant, tf32
-from advdistill.engine.plan import estimated
+from advdistill.engine.plan import Plan, estimated
 from advdistill.engine.standin import with_data
 from advdistill.engine.subject import undefended
+from advdistill.engine.timing import CLASS_FEATURES
 from advdistill.errors import UserError
 from advdistill.recipe.loader import recipe_files
 from advdistill.recipe.resolve import load_recipe, resolve_blocks
@@ -80,7 +81,8 @@ class Measured:
         size: images in a step. steps: how many were measured.
         seconds: of a step, the median; on a GPU while nobody watches, which makes the host wait.
         phases: phase -> seconds of it in a step, the median. floor: phase -> its part of the floor, seconds.
-        flops: phase -> floating-point operations of a step as counted by `advdistill.engine.cost`; None: not known.
+        flops: phase -> floating-point operations of the run's first step, as counted by `advdistill.engine.cost`; None:
+            not known.
         rate: FLOPs a second of a matrix product here, in the towers' precision; None: not known.
         memory: peak, bytes. memory_of: what that is the memory of.
         learns: role -> (parameters that learn, parameters in all).
@@ -162,14 +164,14 @@ class Failed:
 
 
 def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
-    """Take `WARM_UP` steps and then `steps` that are measured.
+    """Take a run's first steps: `WARM_UP`, and then `steps` that are measured.
 
     Raises:
-        RunError: non-finite loss. DataError: weights or a teacher are missing.
+        RunError: non-finite loss. DataError: weights or a teacher are missing, or data that is there cannot be used.
         PluginError, RecipeError, UsageError: from the parts.
     """
     recipe, lacks = with_data(recipe, registry)
-    notes = [f"not on this machine: {lacks}"] if lacks else []
+    notes = [f"not on this machine: {lacks}; loading and augmentation are not in these numbers"] if lacks else []
     planned = estimated(recipe, registry)
     if planned.unknown:
         notes.append(f"no estimate: {planned.unknown}")
@@ -179,37 +181,37 @@ def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
         if isinstance(event, Warned):
             notes.append(event.message)
 
-    with tf32(recipe.train.precision == "tf32"), memory.named(memory.IN_TRAINING):
+    with tf32(recipe.train.precision == "tf32"), memory.named(memory.IN_TRAINING), warnings_told(hear):
         run = Run(recipe, registry, RunFolder(recipe, resume=False, overwrite=False, main=False), hear)
         batches, device = run.batches(), run.parts.device
-        for _ in range(WARM_UP):
-            run.take(next(batches))
-        _reset_peak(device)
+        again = planned.steps > planned.per_epoch
+        with recall.foreseen(recipe.train, run.parts.teachers, run.split, again) as kept:
+            for _ in range(WARM_UP):
+                run.take(next(batches))
+        afresh = _reset_peak(device)
         seconds, bills = [], []
         for _ in range(steps):
-            if device.type == "cuda":
+            if device.type != "cpu":
                 seconds.append(_seconds(lambda: run.take(next(batches)), device))
             with timing.watched(timing.clock(device)) as watch:
                 run.take(next(batches))
             bills.append(watch.seen())
-        peak, peak_of = _peak(device)
+        peak, peak_of = _peak(device, afresh)
         seconds = seconds or [sum(bill.spent.values()) for bill in bills]
         names = dict.fromkeys(name for bill in bills for name in bill.spent)
         floor = _floor(run, bills)
-    frozen = [role for role, teacher in run.parts.teachers.items() if not teacher.changes]
-    if frozen and recipe.train.cache_teachers != "off" and not run.split.augments:
-        notes.append(f"the first epoch's steps; later ones may know what {' and '.join(frozen)} said: cache_teachers")
+    notes += _later(planned, list(kept))
     side = run.split.load(0).shape[-1]
     return Measured(
         name=recipe.name,
         method=recipe.strategy.use,
-        where=_where(recipe, device),
+        where=_where(recipe, run),
         size=run.size,
         steps=steps,
         seconds=statistics.median(seconds),
         phases={name: statistics.median(bill.spent.get(name, 0.0) for bill in bills) for name in names},
         floor=floor,
-        flops=planned.flops,
+        flops=planned.first,
         rate=planned.rate,
         memory=peak,
         memory_of=peak_of,
@@ -218,6 +220,25 @@ def measure(recipe: Recipe, registry: Registry, steps: int = 5) -> Measured:
         plain=inference(run.parts.undefended(), side, recipe.evaluate.batch_size),
         notes=tuple(notes),
     )
+
+
+def _later(planned: Plan, kept: Sequence[str]) -> list[str]:
+    """How later steps of the run differ from its first ones.
+
+    Args:
+        kept: names of teachers who were asked what a run keeps.
+    """
+    told = []
+    if planned.first is not None and planned.last is not None:
+        times = sum(planned.last.values()) / sum(planned.first.values())
+        if abs(times - 1) > 0.01:
+            told.append(f"these are the first steps of a run; its last one does {times:.2f} x their arithmetic")
+    if kept:
+        saved = sum(planned.kept.values()) / sum(planned.first.values()) if planned.first else 0.0
+        share = f", {100 * saved:.0f} % of the arithmetic" if saved else ""
+        who = " and ".join(f"the {name}" for name in kept)
+        told.append(f"the first epoch's steps; later ones know what {who} said of clean images{share}: cache_teachers")
+    return told
 
 
 @dataclass(frozen=True)
@@ -249,11 +270,11 @@ class Loading:
             return "the data keeps up; more workers would change nothing"
         if self.augmenting < 1.2 * self.later:
             return "augmentation is what takes the time: train on a GPU, or without data.augment"
-        cores = os.cpu_count() or 1
-        told = [] if self.kept else ["train.keep_images larger than the decoded images, if memory allows"]
-        if not self.kept and self.workers < cores:
-            told.append(f"train.workers={cores}")
-        return " or ".join(told) or "smaller data.size, or a faster disk"
+        if self.kept:
+            return "smaller data.size: images come from memory already"
+        told = ["train.keep_images larger than the decoded images, if memory allows"]
+        told.append(f"train.workers={cores()}" if self.workers < cores() else "smaller data.size, or a faster disk")
+        return " or ".join(told)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, units in the names."""
@@ -368,11 +389,14 @@ def _bare(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, evaluate=evaluate, train=train, report=())
 
 
-def _where(recipe: Recipe, device: torch.device) -> str:
+def _where(recipe: Recipe, run: Run) -> str:
+    device = run.parts.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    compiled = ", compiled" if build.manner(recipe.train, device).compile else ""
-    return f"{name}, {recipe.train.precision}{compiled}{threads}"
+    everyone = [run.parts.student, *run.parts.teachers.values()]
+    compiled = [participant.compiled for participant in everyone if isinstance(participant.model, Encoded)]
+    how = ", compiled" if compiled and all(compiled) else ""
+    return f"{name}, {recipe.train.precision}{how}{threads}"
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -472,23 +496,32 @@ def inference(participant: Participant, side: int, batch: int) -> Inference:
         return Inference(latency, batch / seconds(batch, least=3), batch)
 
 
-def _reset_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> bool:
+    """Measure the peak from now on. Whether that can be done."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         # Linux: what the kernel remembers of this process begins anew.
-        with contextlib.suppress(OSError):
+        try:
             Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return False
+    return True
 
 
-def _peak(device: torch.device) -> tuple[int, str]:
-    """Bytes, and of what."""
+def _peak(device: torch.device, afresh: bool) -> tuple[int, str]:
+    """Bytes, and of what.
+
+    Args:
+        afresh: what `_reset_peak` said.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "tensors on the GPU"
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1]), "this process, torch and all"
+                told = "this process, torch and all" if afresh else "this process since it began"
+                return 1024 * int(line.split()[1]), told
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "this process since it began"

@@ -36,7 +36,7 @@ class Compiled:
     cut off afterwards. Where compiling fails, the model runs as it is, with one `RunWarning`.
 
     Attributes:
-        backend: torch.compile's.
+        backend: torch.compile's. failed: compiling did, and the model runs as it is.
 
     Args:
         model: on its device, with all its parameters.
@@ -52,7 +52,7 @@ class Compiled:
         self._parameters = [tensor for tensor in model.learned().values() if isinstance(tensor, nn.Parameter)]
         self._graphs: dict[Hashable, Callable[[Tensor], Tensor]] = {}
         self._largest = Counter[str]()
-        self._failed = False
+        self.failed = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D), in training."""
@@ -63,7 +63,7 @@ class Compiled:
         return self._look(images, "deployed")
 
     def _look(self, images: Tensor, use: str) -> Tensor:
-        if self._failed or not len(images):
+        if self.failed or not len(images):
             return self._model.features(images)
         full = self._filled(images, use)
         learning = [parameter for parameter in self._parameters if parameter.requires_grad]
@@ -82,7 +82,7 @@ class Compiled:
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from error
             found = self._model.features(images)  # what is wrong with the model itself is told here
-            self._failed = True
+            self.failed = True
             origin = getattr(error, "inner_exception", None) or error
             first = str(origin).strip().partition("\n")[0]
             warnings.warn(

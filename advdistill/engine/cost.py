@@ -23,8 +23,6 @@ from advdistill.engine.step import Step
 from advdistill.engine.strategy import Strategy
 from advdistill.errors import UserError
 
-CLASS_FEATURES = "class features"
-
 
 class NeedsValues(UserError):
     """A part of the step decides by values, so that shapes alone do not tell what it would do."""
@@ -105,7 +103,7 @@ def walk(strategy: Strategy, s: Walk, everyone: Iterable[Participant], weights: 
 
 def of_step(portion: Cost, portions: float) -> dict[str, float]:
     """FLOPs by phase of a whole step, whose batch is so many times the portion; class features are encoded once."""
-    return {name: flops * (1 if name == CLASS_FEATURES else portions) for name, flops in portion.flops.items()}
+    return {name: flops * (1 if name == timing.CLASS_FEATURES else portions) for name, flops in portion.flops.items()}
 
 
 @functools.cache

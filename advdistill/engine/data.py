@@ -121,6 +121,9 @@ class Dataset(ABC):
     Args:
         config: the validated settings of this dataset.
 
+    Raises:
+        MissingData: it is not on this machine. DataError: it is, and cannot be used.
+
     Attributes:
         classes: names in label order, and the templates that the data set is usually classified with.
     """
@@ -281,9 +284,13 @@ def workers_for(split: Split, asked: int | str, images: int | None = None) -> in
         return int(asked)
     if not split.decodes or (images is not None and images < WORTH_WORKERS):
         return 0
-    # `os.cpu_count` does not know of cores that the process may not use (taskset, SLURM); macOS knows nothing else.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(cores // processes_here() - 1, MOST_WORKERS), 0)
+    return max(min(cores() // processes_here() - 1, MOST_WORKERS), 0)
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    # `os.cpu_count` does not know of those that it may not (taskset, SLURM); macOS knows nothing else.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes_here() -> int:

@@ -35,6 +35,7 @@ from advdistill.engine.data import (
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import exact
+from advdistill.engine.timing import wait
 from advdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -265,6 +266,5 @@ def _paced(batches: Iterator[Batch], seconds: float, device: torch.device) -> tu
         images, count = images + len(batch), count + 1
         if time.perf_counter() - began > seconds:
             break
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return images / (time.perf_counter() - began), count

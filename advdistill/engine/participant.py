@@ -14,7 +14,7 @@ from advdistill.engine.class_features import AT_MOST, ClassFeatures
 from advdistill.engine.compiled import Compiled
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.model import Encoded, Factored, VisionLanguageModel
-from advdistill.engine.timing import passed, phase
+from advdistill.engine.timing import CLASS_FEATURES, passed, phase
 from advdistill.engine.types import ClassSet
 from advdistill.errors import UsageError
 
@@ -86,6 +86,11 @@ class Participant:
         self._when_deployed = self._of_classes(False, Manner(class_chunk=manner.class_chunk))
 
     @property
+    def compiled(self) -> bool:
+        """Whether its tower is compiled, and has been so far wherever it was tried."""
+        return self._compiled is not None and not self._compiled.failed
+
+    @property
     def changes(self) -> bool:
         """Whether a run leaves it other than it was."""
         return self.learns or self.ema > 0
@@ -115,7 +120,7 @@ class Participant:
         mode = self.model.switched(training=True) if self._trains_meanwhile else contextlib.nullcontext()
         # They are often first asked for inside an attack; their graph must reach the parameters all the same.
         asking = self._asking(torch.is_grad_enabled())
-        with phase("class features", own=True), mode, asking, self._autocast():
+        with phase(CLASS_FEATURES, own=True), mode, asking, self._autocast():
             return self.model.classifier(self.prepared, rows)
 
     def classifier(self) -> Tensor:
@@ -130,7 +135,7 @@ class Participant:
 
     def settle(self) -> None:
         """Carry what the class features' leaf collected into the parameters: one text backward an optimizer step."""
-        with phase("class features"):
+        with phase(CLASS_FEATURES):
             if self._classifier_learns:
                 self._class_features.settle()
         self.renew()

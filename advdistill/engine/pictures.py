@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from advdistill.engine.card import curves
 from advdistill.engine.count import Count
 from advdistill.engine.outcomes import Evaluation
+from advdistill.engine.timing import CLASS_FEATURES, OTHER
 from advdistill.errors import DataError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ STYLE: Any = {
 }
 PHASES = dict(
     zip(
-        ("data", "class features", "attack", "student", "teachers", "optimizer", "other"),
+        ("data", CLASS_FEATURES, "attack", "student", "teachers", "optimizer", OTHER),
         (COLOURS[5], COLOURS[3], COLOURS[1], COLOURS[0], COLOURS[2], COLOURS[4], "#afb8c1"),
         strict=True,
     )

@@ -3,13 +3,14 @@ are gone through there; see `advdistill.engine.cost`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advdistill.engine import build, cost
+from advdistill.engine import build, cost, recall
 from advdistill.engine.data import Batch, steps_per_epoch
 from advdistill.engine.model import Factored
 from advdistill.engine.noise import Noise
@@ -31,12 +32,13 @@ class Plan:
         images, classes, side: size of the training data.
         missing: what is not on this machine: data (then random images are planned with, see
             `advdistill.engine.standin`), teachers (then not counted).
-        steps: optimizer steps. portion: images that are worked on at a time.
+        steps: optimizer steps. per_epoch: those of an epoch. portion: images that are worked on at a time.
         precision: of the towers; see `build.settled`.
         sizes: role -> (parameters that learn, parameters in all).
         weights, training, activations: bytes of all weights; of gradients and optimizer state; of the largest graph.
-        flops: phase -> floating-point operations of one step; the mean of the first step's and the last one's.
-            `activations` and `flops` are None where `unknown` says why they could not be found.
+        first, last: phase -> floating-point operations of the first step, and of the last one if nothing were kept.
+            `activations`, `first` and `last` are None where `unknown` says why they could not be found.
+        kept: phase -> those of them that steps after the first epoch do not repeat; see `train.cache_teachers`.
         rate: FLOPs a second of a matrix product on this machine; None: it was not measured.
     """
 
@@ -45,15 +47,28 @@ class Plan:
     side: int
     missing: list[str]
     steps: int
+    per_epoch: int
     portion: int
     precision: str
     sizes: dict[str, tuple[int, int]]
     weights: int
     training: int
     activations: int | None
-    flops: dict[str, float] | None
+    first: dict[str, float] | None
+    last: dict[str, float] | None
+    kept: dict[str, float]
     unknown: str
     rate: float | None = None
+
+    @property
+    def flops(self) -> dict[str, float] | None:
+        """phase -> floating-point operations of a step, the mean over the run (inferred: what a method does changes
+        evenly from the first step to the last); None: not known."""
+        if self.first is None or self.last is None:
+            return None
+        later = 1 - min(self.per_epoch / self.steps, 1)
+        mean = _mean([self.first, self.last])
+        return {name: flops - later * self.kept.get(name, 0.0) for name, flops in mean.items()}
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -63,8 +78,15 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """As plain data, units in the names."""
         known = {"sizes": {role: {"learns": a, "total": b} for role, (a, b) in self.sizes.items()}}
-        named = {"flops": "flops_per_step", "rate": "matmul_flops_per_second"}
-        plain = {**vars(self), **known, "seconds_per_step": self.seconds_per_step}
+        named = {
+            "per_epoch": "steps_per_epoch",
+            "first": "flops_of_first_step",
+            "last": "flops_of_last_step",
+            "kept": "flops_of_first_epoch_only",
+            "flops": "flops_per_step",
+            "rate": "matmul_flops_per_second",
+        }
+        plain = {**vars(self), **known, "flops": self.flops, "seconds_per_step": self.seconds_per_step}
         return {named.get(name, name): value for name, value in plain.items()}
 
 
@@ -78,7 +100,11 @@ def estimated(recipe: Recipe, registry: Registry) -> Plan:
 
 
 def plan(recipe: Recipe, registry: Registry) -> Plan:
-    """Plan a run. No weight is read; data is scanned where it is there."""
+    """Plan a run. No weight is read; data is scanned where it is there.
+
+    Raises:
+        DataError: the data is there, and cannot be used. PluginError, UsageError: from the parts.
+    """
     recipe, lacks = with_data(recipe, registry)
     missing = [lacks] if lacks else []
     recipe = _settled(recipe)
@@ -102,10 +128,12 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
     everyone = {"student": student, **teachers}
     batch = min(recipe.train.batch_size, images)
     portion = batch if recipe.train.accumulate == "auto" else -(-batch // recipe.train.accumulate)
-    steps = recipe.train.steps or recipe.train.epochs * steps_per_epoch(images, recipe.train.batch_size)
+    per_epoch = steps_per_epoch(images, recipe.train.batch_size)
+    steps = recipe.train.steps or recipe.train.epochs * per_epoch
     storages = {t.untyped_storage()._cdata: t.nbytes for p in everyone.values() for t in p.model.parameters()}
     learns = sum(t.nbytes for p in everyone.values() for t in p.trainable.values())
     found: list[cost.Cost] = []
+    kept: list[dict[str, float]] = []
     unknown = "" if teachers.keys() == recipe.teachers.keys() else "that takes all teachers"
     if not unknown:
         numbers = torch.zeros(portion, dtype=torch.long, device="meta")
@@ -128,32 +156,42 @@ def plan(recipe: Recipe, registry: Registry) -> Plan:
                 participant.classifier()
                 participant.renew()
         # What a method does may change on the way, so the first step is planned and the last.
-        clocks = [Clock(0, steps, 0), Clock(steps - 1, steps, (steps - 1) // steps_per_epoch(images, batch))]
+        clocks = [Clock(0, steps, 0), Clock(steps - 1, steps, (steps - 1) // per_epoch)]
         try:
-            found = [cost.walk(strategy, see(clock), everyone.values(), set(storages)) for clock in clocks]
+            for clock in clocks:
+                with recall.foreseen(recipe.train, teachers, split, steps > per_epoch) as saved:
+                    found.append(cost.walk(strategy, see(clock), everyone.values(), set(storages)))
+                kept.append({name: flops * batch / portion for name, flops in saved.items()})
         except cost.NeedsValues as error:
             unknown = error.message
-    activations, flops = None, None
-    if found:
+    activations, first, last = None, None, None
+    if not unknown:
         activations = max(each.activations for each in found) // (2 if recipe.train.precision == "bf16" else 1)
-        by_phase = [cost.of_step(each, batch / portion) for each in found]
-        names = dict.fromkeys(name for each in by_phase for name in each)
-        flops = {name: sum(each.get(name, 0.0) for each in by_phase) / len(by_phase) for name in names}
+        first, last = (cost.of_step(each, batch / portion) for each in found)
     return Plan(
         images=images,
         classes=len(dataset.classes),
         side=side,
         missing=missing,
         steps=steps,
+        per_epoch=per_epoch,
         portion=portion,
         precision=recipe.train.precision,
         sizes=build.count(everyone),
         weights=sum(storages.values()),
         training=learns * (3 if recipe.optim.use == "adamw" else 2),
         activations=activations,
-        flops=flops,
+        first=first,
+        last=last,
+        kept={} if unknown else _mean(kept),
         unknown=unknown,
     )
+
+
+def _mean(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each phase."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {name: sum(step.get(name, 0.0) for step in steps) / len(steps) for name in names}
 
 
 def _settled(recipe: Recipe) -> Recipe:

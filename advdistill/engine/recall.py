@@ -7,24 +7,28 @@ augmented views are new each time; they are never kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from advdistill.engine import checkpoint
+from advdistill.engine import checkpoint, timing
 from advdistill.engine.build import Parts
 from advdistill.engine.data import Split
 from advdistill.engine.distributed import ALONE, World
+from advdistill.engine.participant import Participant
 from advdistill.errors import DataError, RunError, RunWarning
 
 if TYPE_CHECKING:
+    from advdistill.recipe.model import Train
     from advdistill.recipe.resolve import Recipe
 
 ON_DEVICE = 2**28
@@ -103,7 +107,7 @@ class Recall:
     def _put(self, samples: Tensor, rows: Tensor) -> bool:
         """Keep rows (n, D). Whether there is room for the table."""
         if self._table is None and not self._closed:
-            needed = self._count * rows[0].numel() * rows.element_size()
+            needed = _table(self._count, rows)
             if not self._room.take(needed):
                 self._close(f"would take {needed / 2**20:,.0f} MiB, more than is left of train.cache_limit")
                 return False
@@ -170,18 +174,62 @@ def attach(recipe: Recipe, parts: Parts, split: Split, again: bool, world: World
         Whom to tell when an epoch ends, see `Recall.share`.
     """
     train, kept = recipe.train, []
-    if train.cache_teachers == "off" or split.augments or not (again or train.cache_teachers == "disk"):
-        return []
     room, folder = Room(train.cache_limit), Path(train.cache_dir).expanduser()
-    for role, teacher in parts.teachers.items():
-        if teacher.changes or not (teacher.model.batch_independent and teacher.model.deterministic):
-            continue
+    for role, teacher in _who_may(train, parts.teachers, split, again).items():
         path = None
         if train.cache_teachers == "disk":
             path = folder / f"{role}-{_key(recipe, parts, role, split)}.safetensors"
         teacher.recall = Recall(teacher.name, len(split), room, world, path)
         kept.append(teacher.recall)
     return kept
+
+
+def _who_may(train: Train, teachers: Mapping[str, Participant], split: Split, again: bool) -> dict[str, Participant]:
+    """Those of the teachers who may keep what they say, by role."""
+    if train.cache_teachers == "off" or split.augments or not (again or train.cache_teachers == "disk"):
+        return {}
+    return {
+        role: teacher
+        for role, teacher in teachers.items()
+        if not teacher.changes and teacher.model.batch_independent and teacher.model.deterministic
+    }
+
+
+@contextlib.contextmanager
+def foreseen(
+    train: Train, teachers: Mapping[str, Participant], split: Split, again: bool
+) -> Iterator[dict[str, float]]:
+    """Steps inside keep nothing, but tell what would be kept.
+
+    Args:
+        again: as for `attach`.
+
+    Yields:
+        Name of a teacher -> what its answers that would be kept have cost so far, as whoever watches counts (0 where
+        nobody does, see `timing`); those alone who were asked, and whose table would be within the limit.
+    """
+    room, found = Room(train.cache_limit), dict[str, float]()
+
+    def see(teacher: Participant, _: Tensor, images: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
+        with timing.billed() as bill:
+            said = look(images)
+        if teacher.name in found or room.take(_table(len(split), said)):
+            found[teacher.name] = found.get(teacher.name, 0.0) + sum(bill.spent.values())
+        return said
+
+    asked = _who_may(train, teachers, split, again).values()
+    for teacher in asked:
+        teacher.recall = partial(see, teacher)
+    try:
+        yield found
+    finally:
+        for teacher in asked:
+            teacher.recall = None
+
+
+def _table(count: int, rows: Tensor) -> int:
+    """Bytes of so many rows like these (n, D)."""
+    return int(count * rows[0].numel() * rows.element_size())
 
 
 def _key(recipe: Recipe, parts: Parts, role: str, split: Split) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from advdistill.engine import build
 from advdistill.engine.data import Dataset, Split
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError
+from advdistill.errors import MissingData
 from advdistill.hooks.specs import DatasetSpec
 
 if TYPE_CHECKING:
@@ -24,11 +24,15 @@ CLASSES, SIDE, IMAGES = 1000, 224, 1_281_167
 
 
 def with_data(recipe: Recipe, registry: Registry) -> tuple[Recipe, str]:
-    """The recipe, and ""; or where its data is missing, the recipe on random images instead, and what is missing."""
+    """The recipe, and ""; or where its data is missing, the recipe on random images instead, and what is missing.
+
+    Raises:
+        DataError: its data is there, and cannot be used.
+    """
     try:
         build.dataset(registry, recipe.data).split("train")
         return recipe, ""
-    except DataError as error:
+    except MissingData as error:
         spec = DatasetSpec(name="random-images", target=RandomImages)
         shots = _shots(recipe.data.config)
         assumed = f"{CLASSES:,} classes of {shots} images are" if shots else "ImageNet's size is"
@@ -50,13 +54,16 @@ class RandomImages(Dataset):
         self._count = CLASSES * _shots(config) or IMAGES
 
     def split(self, name: str) -> Split:
-        return _Random(self._count, getattr(self.config, "size", SIDE))
+        augments = getattr(self.config, "augment", "none") != "none"
+        return _Random(self._count, getattr(self.config, "size", SIDE), augments)
 
 
 class _Random(Split):
-    """Eight images, over and over."""
+    """Eight images, over and over. Where the data would be augmented these are not, but pass for it: nothing is known
+    of them from one epoch to the next."""
 
-    def __init__(self, count: int, side: int) -> None:
+    def __init__(self, count: int, side: int, augments: bool) -> None:
+        self.augments = augments
         self.labels = torch.arange(count) % CLASSES
         self.ids = [""] * count
         draws = torch.Generator().manual_seed(0)

@@ -14,6 +14,9 @@ from torch import Tensor
 OTHER = "other"
 """What belongs to nobody: losses, bookkeeping."""
 
+CLASS_FEATURES = "class features"
+"""What models that compare images with classes know of these: encoded once a step, whoever asks first."""
+
 
 @dataclass
 class Bill:
@@ -107,12 +110,19 @@ def watched(meter: Callable[[], float]) -> Iterator[Watch]:
         _watch = before
 
 
+def wait(device: torch.device) -> None:
+    """For all that was asked of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def clock(device: torch.device) -> Callable[[], float]:
     """Seconds; the device's work is waited for whenever they are read."""
 
     def read() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         return time.perf_counter()
 
     return read

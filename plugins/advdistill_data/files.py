@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from advdistill import ClassSet, DataError, Dataset, Noise, Split, few_shot, resource
+from advdistill import ClassSet, DataError, Dataset, MissingData, Noise, Split, few_shot, resource
 from advdistill_data import configs
 from advdistill_data.crops import crop_flip
 
@@ -28,13 +28,13 @@ _Picture = TypeVar("_Picture", Image.Image, Tensor)
 
 
 def existing_folder(path: str) -> Path:
-    """The folder at `path`. Raises DataError where there is none."""
+    """The folder at `path`. Raises MissingData where there is nothing, DataError where there is something else."""
     root = resource(path)
     if root.is_dir():
         return root
     if root.exists():
         raise DataError(f"{root} is not a folder", "if it is an archive, unpack it and give the folder")
-    raise DataError(f"there is no folder {root}", "correct data.root; a relative path starts at the current folder")
+    raise MissingData(f"there is no folder {root}", "correct data.root; a relative path starts at the current folder")
 
 
 def subfolders(folder: Path) -> list[str]:

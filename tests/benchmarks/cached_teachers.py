@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from step_parts import a_run, in_turn, parser, ratio, table, wait
+from step_parts import a_run, in_turn, parser, ratio, table
 
 from advdistill.engine import recall
 from advdistill.engine.fit import Run
+from advdistill.engine.timing import wait
 
 ALLOWED = 0.01
 

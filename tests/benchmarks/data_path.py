@@ -39,6 +39,7 @@ from torchvision.transforms import InterpolationMode, v2
 from advdistill.engine.data import Batch, Split, epoch_order, pixels
 from advdistill.engine.feed import Feed
 from advdistill.engine.noise import Noise
+from advdistill.engine.timing import wait
 
 
 def main() -> None:
@@ -103,8 +104,7 @@ def _rate(batches: Callable[[], Iterable[object]], images: int, device: torch.de
     began = time.perf_counter()
     for _ in batches():
         pass
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return images / (time.perf_counter() - began)
 
 

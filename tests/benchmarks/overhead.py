@@ -24,12 +24,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from step_parts import a_run, in_turn, parser, wait
+from step_parts import a_run, in_turn, parser
 from torch import Tensor
 from torch.autograd import Variable
 
 from advdistill.engine.data import Batch
 from advdistill.engine.fit import Run
+from advdistill.engine.timing import wait
 
 T = TypeVar("T")
 ALLOWED = 0.03

@@ -19,6 +19,7 @@ from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.fit import Run
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.participant import tf32
+from advdistill.engine.timing import wait
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
 
@@ -105,12 +106,6 @@ def a_run(given: argparse.Namespace, world: World = ALONE, **train: Any) -> Iter
 def size(model: str) -> int:
     """Side of the images that a model takes."""
     return 32 if model.startswith(TINY) else 336 if "336" in model else 224
-
-
-def wait(device: torch.device) -> None:
-    """For all that was asked of the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def in_turn(

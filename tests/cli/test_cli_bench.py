@@ -5,7 +5,7 @@ Guarantees:
   with units in its names, and nothing else on stdout; nothing is written but the chart that was asked for;
 - --all prints a row a method, the failed ones with their reason, and then exits with 1;
 - --data says which is the limit and what to set;
-- a dry run says how long the steps take;
+- a dry run says how long the steps take, and counts what is kept of teachers once;
 - what cannot be meant is told, with the exit codes of all commands.
 """
 
@@ -75,7 +75,8 @@ def test_json_has_units_in_its_names(tiny: Path, cli: Cli) -> None:
 
 def test_all_methods_are_rows(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = ["teachers.robust={use: checkpoint, path: /no/such.safetensors}", "strategy={use: ard}"]
-    good, bad = load_recipe(tiny), load_recipe(tiny, missing)
+    gone = ["data={use: folder, root: /no/such, shots: 1, size: 32}"]
+    good, bad = load_recipe(tiny, gone), load_recipe(tiny, missing)
     asked = []
     monkeypatch.setattr(engine, "methods", lambda *given: asked.append(given) or [bad, good])
     said = cli("bench", "--all", "train.batch_size=2", "--steps", 1, "--backbone", "ViT-B-32", "--chart", "all.svg")
@@ -84,6 +85,7 @@ def test_all_methods_are_rows(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPa
     assert rows[0][:3] == ["method", "s/step", "x"]
     assert rows[1][:2] == ["ard", "failed"] and "/no/such.safetensors" in said.out
     assert rows[2][0] == "adversarial-ce" and rows[2][2] == "1.0"
+    assert "note: adversarial-ce: not on this machine: data: there is no folder /no/such" in said.err
     assert (tiny.parent / "all.svg").exists()
     found = json.loads(cli("bench", "--all", "--steps", 1, "--json").out)
     assert "/no/such" in found[0]["error"] and found[1]["ratio_to_cheapest"] == 1
@@ -101,6 +103,16 @@ def test_loading_or_computing(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPa
 def test_a_dry_run_says_how_long(tiny: Path, cli: Cli) -> None:
     said = cli("train", tiny, "--dry-run")
     assert "at the rate of a matrix product on this machine in fp32" in said.out
+    assert "at least" not in next(line for line in said.out.splitlines() if line.startswith("time"))
+    few = ("quickstart", "--dry-run", "data={use: digits, shots: 2, shift: 0}", "attack.steps=1", "train.steps=null")
+    paid = {}
+    for epochs in (1, 9):
+        said = cli("train", *few, f"train.epochs={epochs}", "train.batch_size=5", "--json")
+        plan = json.loads(said.out)
+        paid[epochs] = plan["flops_per_step"]["clean teacher"] / plan["flops_of_first_step"]["clean teacher"]
+    assert paid == {1: 1, 9: pytest.approx(1 / 9)}
+    told = cli("train", *few, "train.epochs=9", "train.batch_size=5").out
+    assert "clean teacher asked about clean images in the first epoch only" in told
     elsewhere = cli("train", tiny, "--dry-run", "train.device=cuda:7")
     assert elsewhere.code == 0 and "cuda:7 cannot be used here" in elsewhere.out
     assert json.loads(cli("train", tiny, "--dry-run", "--json").out)["flops_per_step"]["attack"] > 0

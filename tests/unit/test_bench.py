@@ -3,7 +3,11 @@
 - steps are the run's own, after a warm-up that does not count; nothing is written and nothing evaluated;
 - phases add up to the step; the floor is the passes counted in the steps, each at its own price, and class features
   once for each model whose class features learn;
-- data that is not there is replaced and told; what is not known of the cost is told; weights can be random, and all
+- FLOPs are those of the first steps, which are the ones measured; how later steps differ is noted, in arithmetic and in
+  what is kept of teachers who were asked about clean images;
+- where compiling fails the place does not say "compiled", and a note says why;
+- data that is not there is replaced and told, and passes for augmented where it would be; data that cannot be used is
+  an error; what is not known of the cost is told; weights can be random, and all
   models of one architecture, where checkpoints become undefended models;
 - all methods are every strategy that has a recipe on the embedded digits, one recipe each; one that fails is a row.
 """
@@ -21,6 +25,7 @@ from clip_parts import Parts, settings
 
 from advdistill.engine import bench
 from advdistill.engine.bench import Failed, Loading, Measured
+from advdistill.engine.compiled import Compiled
 from advdistill.engine.examine import Examiner
 from advdistill.engine.fit import Run
 from advdistill.engine.participant import Participant
@@ -110,7 +115,58 @@ def test_data_that_is_not_there_is_replaced(tmp_path: Path) -> None:
     data = {"use": "folder", "root": "/no/such", "shots": 2, "size": 16}
     found = measured(run_parts.recipe(tmp_path, data=data, train={"batch_size": 4}))
     assert any("/no/such" in note and "1,000 classes of 2 images" in note for note in found.notes)
+    assert any("loading and augmentation are not in these numbers" in note for note in found.notes)
     assert found.size == 4
+
+
+@pytest.mark.parametrize(("augment", "kept"), [("none", True), ("crop-flip", False)])
+def test_what_later_epochs_know(tmp_path: Path, augment: str, kept: bool) -> None:
+    data = {"use": "folder", "root": "/no/such", "shots": 1, "size": 16, "augment": augment}
+    teachers = {"clean": {"use": "toy"}, "robust": {"use": "toy"}}
+    made = run_parts.recipe(tmp_path, data=data, strategy={"use": "mmt-ard"}, teachers=teachers,
+                            train={"steps": None, "epochs": 2, "batch_size": 4})  # fmt: skip
+    told = [note for note in measured(made).notes if "clean images" in note]
+    assert len(told) == kept and all("the clean teacher said" in note and "robust" not in note for note in told)
+
+
+@pytest.mark.parametrize("train", [{"steps": 3}, {"cache_teachers": "off"}, {"cache_limit": 8}])
+def test_nothing_is_noted_of_what_is_not_kept(tmp_path: Path, train: dict[str, Any]) -> None:
+    made = {"strategy": {"use": "mmt-ard"}, "teachers": {"clean": {"use": "toy"}, "robust": {"use": "toy"}}}
+    budget = {"steps": None, "epochs": 2} if "steps" not in train else {}
+    assert measured(run_parts.recipe(tmp_path, **made, train={"batch_size": 12, **budget, **train})).notes == ()
+
+
+def test_flops_are_those_of_the_steps_that_were_measured(tmp_path: Path) -> None:
+    source = {**Parts(tmp_path, TINY).source, "weights": "random"}
+    made = {"student": {"use": "clip-lora", "rank": 2, **source}, "teachers": {"robust": {"use": "clip", **source}}}
+    found = measured(run_parts.recipe(tmp_path, **made, strategy={"use": "iad"}, train={"batch_size": 4}))
+    plan = bench.estimated(run_parts.recipe(tmp_path, **made, strategy={"use": "iad"}, train={"batch_size": 4}),
+                           default_registry())  # fmt: skip
+    assert found.flops == plan.first and plan.last and plan.first
+    times = sum(plan.last.values()) / sum(plan.first.values())
+    assert times > 1.1 and any(f"its last one does {times:.2f} x their arithmetic" in note for note in found.notes)
+
+
+def test_where_compiling_fails_it_is_not_said_to_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    made = run_parts.recipe(tmp_path, train={"compile": "on", "batch_size": 4})
+    monkeypatch.setattr(Compiled, "backend", staticmethod(broken))
+    failed = measured(made)
+    assert "compiled" not in failed.where and any("no compiler" in note for note in failed.notes)
+    monkeypatch.setattr(Compiled, "backend", "eager")
+    worked = measured(made)
+    assert ", compiled" in worked.where and worked.notes == ()
+
+
+def test_a_peak_that_cannot_begin_anew_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(Path, "write_text", refused)
+    assert bench._peak(cpu, bench._reset_peak(cpu))[1] == "this process since it began"
 
 
 def test_an_attack_that_looks_at_values_has_no_estimate(tmp_path: Path) -> None:
@@ -167,10 +223,14 @@ def test_all_methods() -> None:
         bench.methods(registry, (), "ViT-Z-99")
 
 
-def test_which_is_the_limit() -> None:
+def test_which_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = Loading(computing=100, first=50, later=200, augmenting=1000, workers=0, kept=True)
     slow = Loading(computing=100, first=50, later=50, augmenting=1000, workers=0, kept=False)
     dear = Loading(computing=100, first=50, later=50, augmenting=55, workers=0, kept=True)
+    held = Loading(computing=100, first=50, later=50, augmenting=1000, workers=0, kept=True)
+    monkeypatch.setattr(bench, "cores", lambda: 3)
+    assert "train.workers=3" in slow.advice
+    assert "memory" in held.advice and "disk" not in held.advice and "workers" not in held.advice
     assert (fast.limit, slow.limit, dear.limit) == ("computing", "loading", "loading")
     assert "train.workers" in slow.advice and "train.keep_images" in slow.advice
     assert "augment" in dear.advice and "nothing" in fast.advice

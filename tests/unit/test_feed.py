@@ -9,7 +9,7 @@ Guarantees:
   cannot pay. One that is killed is an error that says so; Ctrl-C is not theirs to obey.
 - A byte becomes the same number in training as in evaluation. Images that are not what they must be are told.
 - What runs ahead keeps order, hands errors on in their place, and stops when nobody wants more.
-- `loading_rates` counts what comes.
+- `loading_rates` counts what comes, once it is there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from advdistill.engine.data import (
     workers_for,
 )
 from advdistill.engine.distributed import World
-from advdistill.engine.feed import Feed, ahead, loading_rates
+from advdistill.engine.feed import Feed, _paced, ahead, loading_rates
 from advdistill.engine.noise import Noise
 from advdistill.errors import DataError, RunError
 from advdistill.hooks.registry import default_registry
@@ -385,3 +385,12 @@ def test_loading_rates(tmp_path) -> None:
     assert time.monotonic() - began < 10
     assert rates.first > 0 and rates.later > 0 and rates.augment_seconds_per_image > 0
     assert (rates.workers, rates.kept) == (0, True)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_rates_wait_for_the_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append("cuda"))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    _paced(iter(()), 1.0, torch.device(kind))
+    assert waited == [kind]

@@ -7,7 +7,10 @@
 - FLOPs are those that torch counts in a step of the run with values, phase by phase; steps of an attack that cost the
   same are gone through twice and billed so often as they are taken, which changes no number.
 - In bf16 graphs hold half; class features in chunks hold less; a plan for a machine with another device needs none.
-- Data that is not there is assumed, and said to be; a part that needs values is said to need them.
+- Data that is not there is assumed, and said to be, but data that is there and cannot be used is an error; a part that
+  needs values is said to need them.
+- The first step and the last are counted apart; what a run would keep of frozen teachers is paid in the first epoch
+  alone, where `recall.attach` would keep it and within its limit.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import pytest
 import run_parts
 import torch
 from clip_parts import Parts, settings
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +33,7 @@ from advdistill.engine.cost import Walk
 from advdistill.engine.fit import Run
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.plan import Plan, estimated, plan
-from advdistill.errors import DataError
+from advdistill.errors import DataError, MissingData
 from advdistill.hooks.registry import default_registry
 from advdistill.testing import ToyAttack, ToyDataset
 
@@ -212,13 +216,83 @@ def test_few_shots_that_are_not_there_are_so_few(tmp_path: Path) -> None:
 
 def test_data_that_is_not_there_is_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any) -> Any:
-        raise DataError("the folder is not there")
+        raise MissingData("the folder is not there")
 
     monkeypatch.setattr(ToyDataset, "split", missing)
     made = run_parts.recipe(tmp_path, student=clip(tmp_path, "lora"), train={"batch_size": 4})
     found = planned(made)
     assert len(found.missing) == 1 and "the folder is not there" in found.missing[0]
     assert (found.images, found.side) == (1_281_167, 224) and found.steps == 4 and found.activations
+
+
+@pytest.mark.parametrize("fault", ["one class", "not a folder"])
+def test_data_that_cannot_be_used_is_an_error(tmp_path: Path, fault: str) -> None:
+    root = tmp_path / "data"
+    if fault == "one class":
+        (root / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / "cat" / "one.png")
+    else:
+        root.write_text("an archive")
+    with pytest.raises(DataError, match=fault.replace("one class", "class")) as error:
+        planned(run_parts.recipe(tmp_path, data={"use": "folder", "root": str(root), "size": 16}))
+    assert not isinstance(error.value, MissingData)
+
+
+def taught(folder: Path, **changes: Any) -> Plan:
+    """Five epochs of two steps, with a teacher that is asked about clean images in each."""
+    teacher = {"use": "clip", **Parts(folder, TINY).source, **changes.pop("teacher", {})}
+    train = {"steps": None, "epochs": 5, "batch_size": 30, **changes.pop("train", {})}
+    made = {"student": clip(folder, "prompts"), "strategy": {"use": "drifting"}, "teachers": {"clean": teacher}}
+    return planned(run_parts.recipe(folder, **made, train=train, **changes))
+
+
+def test_what_is_kept_of_teachers_is_paid_in_the_first_epoch(tmp_path: Path) -> None:
+    off, kept = (taught(tmp_path, train={"cache_teachers": how}) for how in ("off", "memory"))
+    assert off.first and off.last and off.flops and kept.flops and off.kept == {}
+    assert (kept.first, kept.last, kept.steps, kept.per_epoch) == (off.first, off.last, 10, 2)
+    asked = off.first["clean teacher"]
+    assert off.flops["clean teacher"] == asked > 0 and kept.kept == {"clean teacher": asked}
+    assert kept.flops["clean teacher"] == pytest.approx(asked * 2 / 10)
+    assert {n: f for n, f in kept.flops.items() if n != "clean teacher"} == {
+        n: f for n, f in off.flops.items() if n != "clean teacher"
+    }
+    assert taught(tmp_path, train={"accumulate": 3}).kept["clean teacher"] == pytest.approx(asked)
+    assert kept.to_json()["flops_of_first_epoch_only"] == kept.kept
+
+
+GONE: dict[str, Any] = {"use": "folder", "root": "/no/such", "shots": 1, "size": 16}
+NOT_KEPT: dict[str, dict[str, Any]] = {
+    "one epoch": {"train": {"epochs": 1}},
+    "too large": {"train": {"cache_limit": 64}},
+    "it learns": {"teacher": {**STUDENTS["prompts"], "train": True}},
+    "augmented": {"data": {**GONE, "augment": "crop-flip"}},
+}
+
+
+@pytest.mark.parametrize("why", NOT_KEPT)
+def test_what_is_not_kept_is_paid_in_every_step(tmp_path: Path, why: str) -> None:
+    found = taught(tmp_path, **NOT_KEPT[why])
+    assert found.kept == {} and found.first and found.flops == found.first
+
+
+def test_who_is_not_asked_about_clean_images_keeps_nothing(tmp_path: Path) -> None:
+    source = {"use": "clip", **Parts(tmp_path, TINY).source}
+    teachers = {"clean": source, "robust": source}
+    train = {"steps": None, "epochs": 2, "batch_size": 30}
+    made = {"student": clip(tmp_path, "prompts"), "strategy": {"use": "mmt-ard"}, "teachers": teachers}
+    found = planned(run_parts.recipe(tmp_path, **made, train=train))
+    assert found.kept.keys() == {"clean teacher"} and found.first and found.first["robust teacher"] > 0
+
+
+def test_the_first_step_and_the_last_are_counted_apart(tmp_path: Path) -> None:
+    source = {"use": "clip", **Parts(tmp_path, TINY).source}
+    changes = {"student": clip(tmp_path, "prompts"), "strategy": {"use": "iad"}, "teachers": {"robust": source}}
+    found = planned(run_parts.recipe(tmp_path, **changes, train={"steps": 5, "batch_size": 12}))
+    assert found.first and found.last and found.flops
+    first, last = sum(found.first.values()), sum(found.last.values())
+    assert first < last and sum(found.flops.values()) == pytest.approx((first + last) / 2)
+    told = found.to_json()
+    assert told["flops_of_first_step"] == found.first and told["flops_of_last_step"] == found.last
 
 
 def test_a_teacher_that_is_not_there_is_told(tmp_path: Path) -> None:

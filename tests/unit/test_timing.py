@@ -5,6 +5,7 @@
 - a model's backward pass belongs to the model, several models' of one loss each to its own; what no model does, to
   nobody;
 - passes are counted by model, way and attack, for every strategy's kind of step: portions, phases, learning teachers;
+- what was asked of a device is waited for before seconds are read, whatever device it is;
 - watching changes no number, and leaves nothing behind.
 """
 
@@ -49,6 +50,15 @@ def test_the_innermost_phase_pays(meter: Meter) -> None:
                 meter.total += 4
             meter.total += 8
     assert watch.spent == {"other": 1, "outer": 10, "inner": 4}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
+def test_the_device_is_waited_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append("cuda"))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    timing.clock(torch.device(kind))()
+    assert waited == [kind] * (kind != "cpu")
 
 
 def test_the_attack_pays_for_models_but_not_for_class_features(meter: Meter) -> None:
