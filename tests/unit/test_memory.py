@@ -316,7 +316,8 @@ main()
 def test_a_process_with_a_limit(tmp_path: Path) -> None:
     """The real allocator says no; and `auto` finds what fits under the same limit."""
     measured = [f"evaluate.{what}" for what in ("undefended=false", "teachers=false", "every=0", "protocols=null")]
-    change = ["train.steps=1", "train.batch_size=1024", f"save.dir={tmp_path}/run", *measured]
+    told = "report=[{use: console}]"  # pictures would need memory of their own
+    change = ["train.steps=1", "train.batch_size=1024", f"save.dir={tmp_path}/run", told, *measured]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", LIMITED, "quickstart", *change]
     said = subprocess.run(words, capture_output=True, text=True, env=env)
