@@ -24,11 +24,11 @@ from torch import Tensor
 
 from advdistill.engine import build, memory, recall, timing
 from advdistill.engine.cost import median_of
-from advdistill.engine.data import cores
 from advdistill.engine.events import Event, Warned
 from advdistill.engine.feed import loading_rates
 from advdistill.engine.fit import Run, warnings_told
 from advdistill.engine.folder import RunFolder
+from advdistill.engine.launch import cores
 from advdistill.engine.model import Encoded
 from advdistill.engine.participant import Participant, tf32
 from advdistill.engine.plan import Plan, estimated

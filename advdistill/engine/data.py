@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from advdistill.engine.launch import cores, place
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
 from advdistill.errors import DataError, RunError, UserError
@@ -284,18 +284,7 @@ def workers_for(split: Split, asked: int | str, images: int | None = None) -> in
         return int(asked)
     if not split.decodes or (images is not None and images < WORTH_WORKERS):
         return 0
-    return max(min(cores() // processes_here() - 1, MOST_WORKERS), 0)
-
-
-def cores() -> int:
-    """Of this machine, those that this process may use."""
-    # `os.cpu_count` does not know of those that it may not (taskset, SLURM); macOS knows nothing else.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes_here() -> int:
-    """How many of a run's processes share this machine, as torchrun says; all of them where it does not."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return max(min(cores() // place().here - 1, MOST_WORKERS), 0)
 
 
 class _Reader(torch.utils.data.Dataset[Tensor]):

@@ -27,12 +27,12 @@ from advdistill.engine.data import (
     Split,
     epoch_order,
     pixels,
-    processes_here,
     stacked,
     valid,
     workers_for,
 )
 from advdistill.engine.distributed import ALONE, World
+from advdistill.engine.launch import place
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import exact
 from advdistill.engine.timing import wait
@@ -132,7 +132,7 @@ class Feed:
             return split.images[index]
         canvas = stacked([split.canvas(index)])[0]
         size = len(split) * canvas.numel() * canvas.element_size()
-        if size * processes_here() <= self._keep:
+        if size * place().here <= self._keep:
             self._memory = torch.empty((len(split), *canvas.shape), dtype=canvas.dtype)
         return canvas
 

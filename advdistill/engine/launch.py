@@ -165,8 +165,7 @@ def start(count: int, option: str, again: str, arguments: Sequence[str] | None =
         "LOCAL_WORLD_SIZE": str(count),
         STARTED: f"{option} {count}",
     }
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    common.setdefault("OMP_NUM_THREADS", str(max(cores // count, 1)))
+    common.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
     if sys.platform == "linux":
         common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever this machine's name resolves to
     if option == "--processes":
@@ -263,6 +262,12 @@ def _passing_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    # `os.cpu_count` does not know of those that it may not (taskset, SLURM); macOS knows nothing else.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:

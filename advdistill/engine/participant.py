@@ -127,7 +127,7 @@ class Participant:
         """(C, D) class features. Where they learn, this is a leaf that collects gradients until `settle`."""
         if not isinstance(self.model, Factored):
             raise UsageError(f"{type(self.model).__name__} has no class features apart from its images")
-        return self._class_features.look()
+        return self.encoded()
 
     def encoded(self) -> Tensor:
         """(C, ...) what an `Encoded` model knows of the classes; a leaf as `classifier` gives it."""

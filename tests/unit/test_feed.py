@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from advdistill.engine import data
 from advdistill.engine.data import (
     ArraySplit,
     Batch,
@@ -163,6 +162,7 @@ def test_what_does_not_fit_is_decoded_every_time(monkeypatch: pytest.MonkeyPatch
     feed = Feed(split, CPU, keep=BYTES - 1)
     fed(feed, 3)
     assert not feed.keeps and len(split.asked) == 1 + 3 * 20
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     feed = Feed(split, CPU, keep=2 * BYTES - 1, world=World(0, 2))
     fed(feed, 1)
@@ -227,16 +227,17 @@ def test_an_epoch_that_is_broken_off_leaves_nothing_behind() -> None:
 
 def test_how_many_processes_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
     painted, ready = Painted(), ToyDataset(None).split("train")
-    monkeypatch.setattr(data.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert workers_for(painted, "auto") == workers_for(painted, "auto", 256) == 5
     assert workers_for(painted, "auto", 255) == workers_for(ready, "auto") == 0
     assert workers_for(ready, 3) == 3 and workers_for(painted, 0) == 0
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert workers_for(painted, "auto") == 2
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert workers_for(painted, "auto") == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    monkeypatch.setattr(data.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert workers_for(painted, "auto") == 8
 
 
