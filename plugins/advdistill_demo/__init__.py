@@ -17,6 +17,13 @@ def advdistill_datasets() -> Iterable[DatasetSpec]:
         summary="1,797 real handwritten digits that come with scikit-learn, 32x32",
         reference="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     )
+    yield DatasetSpec(
+        name="number-pairs",
+        target="advdistill_demo.pairs:NumberPairs",
+        config="advdistill_demo.configs:NumberPairs",
+        summary="Two of these digits side by side, 100 ordered names, 20 of them new to the shipped models, 32x32",
+        reference="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    )
 
 
 @hookimpl

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from advdistill import Config
@@ -24,3 +26,42 @@ class Digits(Config):
 
     shift: int = Field(0, ge=0, le=8)
     """Training images are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
+
+
+Variant = Literal["plain", "inverted", "thick", "blurred", "swapped"]
+
+
+class PairSet(Config):
+    """What every set of pictures side by side takes."""
+
+    combinations: Literal["all", "seen", "unseen"] = "all"
+    """Which combinations the images show: all 100, the 80 of the shipped models' pre-training, or the other 20."""
+
+    names: Literal["all", "own"] = "all"
+    """Which names there are to choose from: all 100, or those of `combinations`."""
+
+    pairs: int = Field(60, ge=1)
+    """Training pairs of each combination, before `shots`."""
+
+    split_seed: int = 0
+    """Seed of the division of the pictures, and of their pairing in each part."""
+
+    shots: int = Field(0, ge=0)
+    """Training pairs per class; 0: all. Validation and test stay whole."""
+
+    shots_seed: int = 1
+    """Seed of the few-shot draw."""
+
+    shift: int = Field(0, ge=0, le=8)
+    """Training images are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
+
+    variant: Variant = "plain"
+    """What is done to all images: levels inverted; strokes grown by a pixel each way; a Gaussian blur of standard
+    deviation 1 pixel; or the two pictures, and the label with them, change places."""
+
+
+class NumberPairs(PairSet):
+    """Two handwritten digits side by side."""
+
+    templates: list[str] = Field(["the number {}."], min_length=1)
+    """Sentences that a class name is put into; several are averaged."""

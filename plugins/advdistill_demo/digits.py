@@ -18,6 +18,17 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TEST, VAL = 400, 200
 
 
+def shifted(canvases: Tensor, reach: int, noise: Noise) -> Tensor:
+    """(B, 3, H, W) images moved by up to `reach` pixels each way, every move as likely, their edges repeated."""
+    height, width = canvases.shape[-2:]
+    padded = F.pad(canvases, (reach,) * 4, mode="replicate")
+    moves = (noise.uniform((2, 1)) * (2 * reach + 1)).long()
+    rows = moves[:, 0] + torch.arange(height, device=moves.device)
+    columns = moves[:, 1] + torch.arange(width, device=moves.device)
+    taken = padded.gather(2, rows[:, None, :, None].expand(-1, 3, -1, padded.shape[3]))
+    return taken.gather(3, columns[:, None, None, :].expand(-1, 3, height, -1))
+
+
 class Shifted(ArraySplit):
     """Images that are moved by up to `reach` pixels each way when they are trained on."""
 
@@ -26,15 +37,7 @@ class Shifted(ArraySplit):
         self._reach, self.augments = reach, reach > 0
 
     def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
-        if not self._reach:
-            return canvases
-        height, width = canvases.shape[-2:]
-        padded = F.pad(canvases, (self._reach,) * 4, mode="replicate")
-        moves = (noise.uniform((2, 1)) * (2 * self._reach + 1)).long()
-        rows = moves[:, 0] + torch.arange(height, device=moves.device)
-        columns = moves[:, 1] + torch.arange(width, device=moves.device)
-        taken = padded.gather(2, rows[:, None, :, None].expand(-1, 3, -1, padded.shape[3]))
-        return taken.gather(3, columns[:, None, None, :].expand(-1, 3, height, -1))
+        return shifted(canvases, self._reach, noise) if self._reach else canvases
 
 
 class Digits(Dataset):
