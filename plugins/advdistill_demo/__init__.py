@@ -24,6 +24,18 @@ def advdistill_datasets() -> Iterable[DatasetSpec]:
         summary="Two of these digits side by side, 100 ordered names, 20 of them new to the shipped models, 32x32",
         reference="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     )
+    yield DatasetSpec(
+        name="photos",
+        target="advdistill_demo.photos:Photos",
+        config="advdistill_demo.configs:Photos",
+        summary="32x32 photographs in class folders, from a tar archive or a folder",
+    )
+    yield DatasetSpec(
+        name="photo-pairs",
+        target="advdistill_demo.photos:PhotoPairs",
+        config="advdistill_demo.configs:PhotoPairs",
+        summary="Two of these photographs side by side, 100 ordered names, 20 kept out of pre-training",
+    )
 
 
 @hookimpl

@@ -65,3 +65,42 @@ class NumberPairs(PairSet):
 
     templates: list[str] = Field(["the number {}."], min_length=1)
     """Sentences that a class name is put into; several are averaged."""
+
+
+class Photographs(Config):
+    """Where photographs are, and which of them validate."""
+
+    root: str
+    """A tar archive, or a folder, of {train,test}/CLASS/*.jpg, 32x32; `~` and `package:file` are understood."""
+
+    val: int = Field(2000, ge=0)
+    """Photographs that validate, taken from those to train on in proportion per class."""
+
+    flip: bool = True
+    """Training photographs are mirrored every other time."""
+
+
+class Photos(Photographs):
+    """Photographs in class folders."""
+
+    templates: list[str] = Field(["a photo of a {}."], min_length=1)
+    """Sentences that a class name is put into; several are averaged."""
+
+    split_seed: int = 0
+    """Seed of the draw of the validation photographs."""
+
+    shots: int = Field(0, ge=0)
+    """Training photographs per class; 0: all. Validation and test stay whole."""
+
+    shots_seed: int = 1
+    """Seed of the few-shot draw."""
+
+    shift: int = Field(0, ge=0, le=8)
+    """Training photographs are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
+
+
+class PhotoPairs(PairSet, Photographs):
+    """Two photographs side by side."""
+
+    templates: list[str] = Field(["{}."], min_length=1)
+    """Sentences that a class name is put into; several are averaged."""

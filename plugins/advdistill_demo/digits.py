@@ -30,13 +30,16 @@ def shifted(canvases: Tensor, reach: int, noise: Noise) -> Tensor:
 
 
 class Shifted(ArraySplit):
-    """Images that are moved by up to `reach` pixels each way when they are trained on."""
+    """Images that are moved by up to `reach` pixels each way when they are trained on, and mirrored every other time if
+    they `flip`."""
 
-    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str], reach: int) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, ids: Sequence[str], reach: int, *, flip: bool = False) -> None:
         super().__init__(images, labels, ids)
-        self._reach, self.augments = reach, reach > 0
+        self._reach, self._flip, self.augments = reach, flip, reach > 0 or flip
 
     def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        if self._flip:
+            canvases = torch.where(noise.uniform((1, 1, 1), draw=1) < 0.5, canvases.flip(3), canvases)
         return shifted(canvases, self._reach, noise) if self._reach else canvases
 
 

@@ -113,7 +113,7 @@ class Pairs(Split):
     def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
         if self._flip:
             halves = torch.stack(canvases.chunk(2, dim=3), dim=1)  # (B, 2, 3, H, W / 2)
-            mirrored = noise.uniform((2, 1, 1, 1)) < 0.5
+            mirrored = noise.uniform((2, 1, 1, 1), draw=1) < 0.5
             canvases = torch.cat(torch.where(mirrored, halves.flip(4), halves).unbind(1), dim=3)
         return shifted(canvases, self._shift, noise) if self._shift else canvases
 
