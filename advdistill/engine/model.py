@@ -89,6 +89,11 @@ class VisionLanguageModel(nn.Module, ABC):
         The tensors are the live ones, not copies; the same names and shapes come back whatever the mode.
         """
 
+    def modalities(self) -> dict[str, list[str]]:
+        """Which of `learned` act alike but in another modality, as prompts of the "text" and of the "visual" tower do:
+        modality -> names. A run watches that the gradient leaves none of them out. Most models have none."""
+        return {}
+
     @abstractmethod
     def undefended(self) -> VisionLanguageModel:
         """The model this one came from, before anything was learned, sharing frozen weights where it can."""
@@ -184,6 +189,20 @@ class Encoded(VisionLanguageModel):
     @abstractmethod
     def logits(self, features: Tensor, classifier: Tensor) -> Tensor:
         """(B, D), (C, ...) -> (B, C) float32."""
+
+    def relevance(self, images: Tensor, classifier: Tensor, chosen: Tensor) -> Tensor:
+        """Where in the images the logits of some classes come from: (B, h, w), not negative, on a grid of its own.
+
+        For `advdistill diagnose`, in eval mode. It changes nothing that the model says.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]. classifier: as `classifier` gives it, without a graph.
+            chosen: (B,) long, the class of each image whose logit is explained.
+
+        Raises:
+            UsageError: the model has no such maps.
+        """
+        raise UsageError(f"{type(self).__name__} has no relevance maps", "leave out the relevance part")
 
     def predict(self, images: Tensor, classes: Classes) -> Tensor:
         return self.logits(self.features(images), self.classifier(classes))

@@ -13,6 +13,7 @@ from advdistill_clip import configs
 from advdistill_clip.loading import Base, load_base
 from advdistill_clip.models import Clip
 from advdistill_clip.prompts import ClipPrompts, linear
+from advdistill_clip.relevance import relevance
 from advdistill_clip.text import Sentences
 from advdistill_clip.visual import full_precision
 
@@ -78,6 +79,9 @@ class ClipMoapt(Encoded):
             inner = torch.einsum("ckd,cld->ckl", classifier, classifier)
             square = torch.einsum("bk,ckl,bl->bc", weights, inner, weights)
             return self.clip.model.logit_scale.exp() * mixed / square.clamp_min(1e-12).sqrt()
+
+    def relevance(self, images: Tensor, classifier: Tensor, chosen: Tensor) -> Tensor:
+        return relevance(self.clip.visual, images, self.features, lambda found: self.logits(found, classifier), chosen)
 
     def learned(self) -> dict[str, Tensor]:
         prompts = {f"text.prompts.{k}": model.text for k, model in enumerate(self.prompted)}

@@ -13,6 +13,7 @@ from advdistill import ClassSet, Factored, UsageError
 from advdistill_clip import configs
 from advdistill_clip.blocks import Adapters
 from advdistill_clip.loading import Base, image_size, load_base
+from advdistill_clip.relevance import relevance
 from advdistill_clip.text import Sentences, at_least_fp32, class_features
 from advdistill_clip.towers import takes
 from advdistill_clip.visual import encode_pixels, full_precision
@@ -108,6 +109,9 @@ class Clip(Factored):
 
     def takes(self) -> dict[str, str]:
         return takes(self.base.model)
+
+    def relevance(self, images: Tensor, classifier: Tensor, chosen: Tensor) -> Tensor:
+        return relevance(self.visual, images, self.features, lambda found: self.logits(found, classifier), chosen)
 
     def learned(self) -> dict[str, Tensor]:
         return {}

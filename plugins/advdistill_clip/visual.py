@@ -86,10 +86,11 @@ def _without_tf32(inner: AbstractContextManager[object]) -> Iterator[None]:
 def arranged(visual: nn.Module) -> nn.Module:
     """The tower, with the weights of a convolutional one stored channels last, as convolutions are fastest. Values,
     names and shapes stay as they are."""
-    return visual.to(memory_format=torch.channels_last) if _is_convolutional(visual) else visual
+    return visual.to(memory_format=torch.channels_last) if is_convolutional(visual) else visual
 
 
-def _is_convolutional(visual: nn.Module) -> bool:
+def is_convolutional(visual: nn.Module) -> bool:
+    """Whether the tower is ModifiedResNet, or timm's ConvNeXt or FastViT."""
     return isinstance(visual, ModifiedResNet) or (
         isinstance(visual, TimmModel) and isinstance(visual.trunk, (ConvNeXt, FastVit))
     )
@@ -199,7 +200,7 @@ def _through(
 
 
 def _other(visual: nn.Module, pixels: Tensor) -> Tensor:
-    if _is_convolutional(visual):
+    if is_convolutional(visual):
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     if isinstance(visual, ModifiedResNet):
         with full_precision(pixels.device):
