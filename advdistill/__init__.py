@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         RunStopped,
         Saved,
         StepDone,
+        Symptom,
         Warned,
     )
     from advdistill.engine.losses import cross_entropy, kl
@@ -83,6 +84,7 @@ _LAZY = {
     "Step": "engine.step",
     "StepDone": "engine.events",
     "Strategy": "engine.strategy",
+    "Symptom": "engine.events",
     "Term": "engine.strategy",
     "Threat": "engine.types",
     "VisionLanguageModel": "engine.model",
@@ -141,6 +143,7 @@ __all__ = [
     "Strategy",
     "StrategySpec",
     "StudentSpec",
+    "Symptom",
     "TeacherSpec",
     "Term",
     "Threat",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,39 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """Clean and robust accuracy on the probe's samples."""
+    """Clean and robust accuracy on the probe's samples.
+
+    Attributes:
+        watched: numbers that signs of failure are read from, by name; see `Symptom`.
+        seconds: of training so far, over all resumptions; probes, measuring and saving do not count.
+        passes: who -> "forward" and "backward" -> images that went through in training so far, in all processes.
+    """
 
     clock: Clock
     clean: Count
     robust: Count | None
+    watched: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    passes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Symptom(Event):
+    """A sign that the training fails, told once a run.
+
+    Attributes:
+        name: of the sign, like "teacher-forgets"; see `advdistill.engine.signatures`. who: shows it.
+        value: what was seen. threshold: what it should not have crossed.
+        message: both in words. advice: what to change in the recipe.
+    """
+
+    clock: Clock
+    name: str
+    who: str
+    value: float
+    threshold: float
+    message: str
+    advice: str
 
 
 @dataclass(frozen=True)

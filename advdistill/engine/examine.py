@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from advdistill.engine import build
 from advdistill.engine.build import Parts
-from advdistill.engine.data import workers_for
+from advdistill.engine.count import Count
+from advdistill.engine.data import Batch, read, stratified, workers_for
 from advdistill.engine.distributed import ALONE, World
-from advdistill.engine.evaluate import Bench, Results, evaluate, examples, to_device
+from advdistill.engine.evaluate import Bench, Found, Results, evaluate, examples, to_device
 from advdistill.engine.events import Event, Examples, Measured, Measuring, Probed
+from advdistill.engine.model import Encoded
 from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
+from advdistill.engine.signatures import Glance, Signatures
+from advdistill.engine.timing import Spent
 from advdistill.engine.types import Clock
 from advdistill.recipe.header import read_header
 from advdistill.recipe.paths import resource
@@ -62,15 +68,64 @@ class Examiner:
         """The student as it is now, under that name."""
         return self._measure("after", name, self._parts.student)
 
-    def probe(self, clock: Clock) -> float:
+    def probe(self, clock: Clock, signs: Signatures, spent: Spent) -> float:
         """Clean and robust accuracy on a few samples. Returns the number that `evaluate.select` asks for; -1: none."""
-        counts = self._evaluate("probe", self._parts.student, self._probes).counts
-        clean, robust = counts["clean"], counts.get("robust")
-        self._tell(Probed(clock, clean, robust))
+        crafted: list[Batch] = []
+
+        def keep(protocol: str, batch: Batch, images: Tensor, right: Tensor) -> None:
+            made = (images.cpu() != batch.images).flatten(1).any(1)  # what was wrong already is left as it was
+            crafted.append(Batch(images.cpu()[made], batch.labels[made], batch.samples[made]))
+
+        results = self._evaluate("probe", self._parts.student, self._probes, keep if signs.shown else None)
+        clean, robust = results.counts["clean"], results.counts.get("robust")
+        watched, symptoms = signs.probed(clock, self._looked(results, signs.shown, crafted))
+        self._tell(Probed(clock, clean, robust, watched, spent.seconds, copy.deepcopy(spent.passes)))
+        for symptom in symptoms:
+            self._tell(symptom)
         strong = robust.share if robust else clean.share
         if self._recipe.evaluate.select == "harmonic":
             return 2 * clean.share * strong / max(clean.share + strong, 1e-12)
         return {"none": -1.0, "clean": clean.share, "robust": strong}[self._recipe.evaluate.select]
+
+    def _looked(self, results: Results, shown: Collection[str], crafted: list[Batch]) -> Glance:
+        """What everybody says of the probe's images. Each process looks at its share of them.
+
+        Args:
+            results: the probe's. shown: teachers who are asked about the images `crafted` for the student.
+        """
+        where, size, world = self._probes[0], self._recipe.evaluate.batch_size, self._world
+        split, student = self._parts.splits(where.split), self._parts.student
+        indices = stratified(split.labels, where.limit, self._recipe.seed)
+        portions = [part.tolist() for part in indices[world.share(len(indices))].split(size)]
+        clean = list(read(split, portions))
+        learners = {role: teacher for role, teacher in self._parts.teachers.items() if teacher.learns}
+        mine = [
+            _saw(student, batch)
+            | {f"{role} right": _saw(teacher, batch)["said"] == batch.labels for role, teacher in learners.items()}
+            for batch in clean
+        ]
+        right = dict.fromkeys(shown, 0)
+        for role in shown:
+            for batch in crafted:
+                for part in range(0, len(batch), size):
+                    some = batch[part : part + size]
+                    right[role] += int((_saw(self._parts.teachers[role], some)["said"] == some.labels).sum())
+        everybody = world.gather((mine, right, sum(map(len, crafted))))
+        looks = [each for theirs, _, _ in everybody for each in theirs]
+
+        def all_(name: str) -> Tensor:
+            return torch.cat([each[name] for each in looks])
+
+        made = sum(count for _, _, count in everybody)
+        return Glance(
+            labels=split.labels[indices],
+            said=all_("said"),
+            features=all_("features") if "features" in looks[0] else None,
+            clean=results.counts["clean"],
+            robust=results.columns["robust"].outcome.right if "robust" in results.columns else None,
+            teachers={role: all_(f"{role} right") for role in learners},
+            crafted={role: Count(sum(theirs[role] for _, theirs, _ in everybody), made) for role in shown},
+        )
 
     def show(self) -> None:
         """A few samples with what the undefended model and the student say of them, each attacked itself; they are
@@ -104,7 +159,9 @@ class Examiner:
         self._tell(Measured(moment, results))
         return results
 
-    def _evaluate(self, subject: str, participant: Participant, protocols: list[Protocol]) -> Results:
+    def _evaluate(
+        self, subject: str, participant: Participant, protocols: list[Protocol], found: Found | None = None
+    ) -> Results:
         with self._parts.deployed_teachers():
             return evaluate(
                 subject,
@@ -116,11 +173,25 @@ class Examiner:
                 workers=self._workers(protocols),
                 progress=lambda name, done, total: self._tell(Measuring(subject, name, done, total)),
                 stored=participant.model.stored_results,
+                found=found,
                 seen=self._parts.seen(participant),
                 world=self._world,
             )
 
     def _workers(self, protocols: list[Protocol]) -> int:
         splits = [self._parts.splits(protocol.split) for protocol in protocols]
-        most = max(min(p.limit or len(split), len(split)) for p, split in zip(protocols, splits, strict=True))
-        return workers_for(splits[0], self._recipe.train.workers, most)
+        most = max(
+            (min(p.limit or len(split), len(split)) for p, split in zip(protocols, splits, strict=True)), default=0
+        )
+        return workers_for(splits[0], self._recipe.train.workers, most) if splits else 0
+
+
+def _saw(participant: Participant, batch: Batch) -> dict[str, Tensor]:
+    """What a model that is deployed says of a batch, on the CPU: `said` (B,) long, and `features` (B, D) if it has
+    any."""
+    images = batch.images.to(participant.model.device)
+    with participant.deployed(), torch.no_grad():
+        if not isinstance(participant.model, Encoded):
+            return {"said": participant.logits(images).argmax(1).cpu()}
+        features = participant.features(images)
+        return {"said": participant.logits(images, lambda: features).argmax(1).cpu(), "features": features.cpu()}

@@ -24,7 +24,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -52,6 +52,7 @@ from advdistill.engine.feed import Feed
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.noise import Noise
 from advdistill.engine.participant import tf32
+from advdistill.engine.signatures import Signatures
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
 from advdistill.engine.types import Clock, Threat
@@ -128,12 +129,14 @@ class Run:
         if world.size > 1:
             self._refuse_batch_statistics()
         self.step, self.best, self._halfway = 0, -1.0, False
+        self.spent, self.signs = timing.Spent(), Signatures(self.parts, recipe.evaluate.every > 0)
         self._began_with = world.size
         self._recalls: list[recall.Recall] = []
         if folder.resuming and folder.resume_point.exists():
-            self.step, self.best, self._began_with = resume.restore(
-                folder.resume_point, self.parts, self.optimizer, dict(recipe.tree)
-            )
+            stand = resume.restore(folder.resume_point, self.parts, self.optimizer, dict(recipe.tree))
+            self.step, self.best, self._began_with = stand.step, stand.best, stand.processes
+            self.spent = timing.Spent(**stand.spent)
+            self.signs.restore(stand.signs)
         if folder.resuming and len(steps := set(world.gather(self.step))) > 1:
             raise RunError(
                 f"the processes of this run would go on after different steps: {', '.join(map(str, sorted(steps)))}",
@@ -189,8 +192,11 @@ class Run:
         began, first = time.monotonic(), self.step
         if probe_every and self.step == 0:
             self._probe()
+        since = time.monotonic()
         for batch in self.batches():
-            means, rates = self.take(batch)
+            with timing.counted() as passes:
+                means, rates = self.take(batch)
+            self._spend(time.monotonic() - since, passes)
             pace = (time.monotonic() - began) / (self.step - first)
             self.tell(StepDone(self.clock, means, rates, self.size / pace, pace * (self.steps - self.step)))
             if probe_every and (self.step % probe_every == 0 or self.step == self.steps):
@@ -202,6 +208,15 @@ class Run:
                 self._save()
             if stopping:
                 self._stop()
+            since = time.monotonic()
+
+    def _spend(self, seconds: float, passes: Mapping[tuple[str, str], int]) -> None:
+        """Note what a step took, in all processes."""
+        names = [each.name for each in (self.parts.student, *self.parts.teachers.values())]
+        ways = [(name, way) for name in names for way in ("forward", "backward")]
+        counts = torch.tensor([passes.get(way, 0) for way in ways])
+        self.world.sum([counts])
+        self.spent.step(seconds, dict(zip(ways, counts.tolist(), strict=True)))
 
     def take(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
         """One step of the run. Returns the means over the batch of every term and reported scalar, and the learning
@@ -216,6 +231,7 @@ class Run:
             self._halfway = True
         self.step, self._halfway = self.step + 1, False
         self.parts.strategy.updated(dict(means), self.clock)
+        self.signs.stepped(means["loss"])
         for teacher in self.parts.teachers.values():
             if teacher.ema:
                 teacher.follow(self.parts.student)
@@ -275,6 +291,7 @@ class Run:
         """One optimizer step. Returns the means over the batch of every term and reported scalar."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        hits = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
         for s in portions:
             try:
                 losses = phase(s)
@@ -284,16 +301,20 @@ class Run:
                 sums[name] = sums[name] + value if name in sums else value
             with timing.backward():
                 (losses.total().sum() / self.size).backward()
+            hits += self.signs.seen(s)
             s.forget()
         # One tensor, so that a GPU is waited for once.
-        totals = torch.stack(list(sums.values()))
+        totals = torch.cat([torch.stack(list(sums.values())), hits])
         self.world.sum([totals])
-        means = dict(zip(sums, (totals / self.size).tolist(), strict=True))
+        *found, right, asked = totals.tolist()
+        means = {name: total / self.size for name, total in zip(sums, found, strict=True)}
         self._check(means)
+        self.signs.attacked(right, asked)
         for learner in self.parts.learners.values():
             learner.settle()
         with timing.phase("optimizer"):
             reached = self._gather_gradients()
+            self.signs.gradients()
             norm = torch.nn.utils.clip_grad_norm_(reached, self.recipe.optim.clip_norm or math.inf)
             self._check({"gradient norm": norm.item()})
             self.optimizer.step()
@@ -350,7 +371,7 @@ class Run:
             return next(batches, None)
 
     def _probe(self) -> None:
-        score = self.examiner.probe(self.clock)
+        score = self.examiner.probe(self.clock, self.signs, self.spent)
         if score > self.best:
             self.best = score
             self._write("best.safetensors")
@@ -364,7 +385,7 @@ class Run:
         rows = sorted([*before, *after], key=lambda row: row.subject.endswith(" teacher"))
         self._write("last.safetensors", rows)
         self.examiner.show()
-        self.folder.finish(rows)
+        self.folder.finish(rows, asdict(self.spent))
         return rows
 
     def _measure_best(self) -> Results:
@@ -427,7 +448,8 @@ class Run:
         if not self.folder.ours:
             return
         self._write("last.safetensors")
-        point, stand = self.folder.resume_point, resume.Stand(self.step, self.best, self.world.size)
+        point = self.folder.resume_point
+        stand = resume.Stand(self.step, self.best, self.world.size, asdict(self.spent), self.signs.state())
         resume.save(point, self.parts, self.optimizer, dict(self.recipe.tree), stand)
         self.tell(Saved(point, self.clock))
 

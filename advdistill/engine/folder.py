@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from advdistill.engine.checkpoint import write_bytes
 from advdistill.errors import RunError
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from advdistill.engine.evaluate import Results
     from advdistill.recipe.resolve import Recipe
 
-_OURS = ("last.safetensors", "best.safetensors", "resume.safetensors", "results.json", "recipe.yaml", "metrics.jsonl")
+_OURS = (
+    "last.safetensors",
+    "best.safetensors",
+    "resume.safetensors",
+    "cost.json",
+    "results.json",
+    "recipe.yaml",
+    "metrics.jsonl",
+)
 
 
 class RunFolder:
@@ -93,9 +101,10 @@ class RunFolder:
             (self.path / name).unlink()
         write_bytes(self.path / "recipe.yaml", to_yaml(self._recipe.tree).encode())
 
-    def finish(self, rows: Sequence[Results]) -> None:
-        """Write `results.json`; the run is finished once it stands."""
+    def finish(self, rows: Sequence[Results], cost: Mapping[str, Any]) -> None:
+        """Write `cost.json`, what training took, and `results.json`; the run is finished once that stands."""
         if not self._main:
             return
+        write_bytes(self.path / "cost.json", (json.dumps(cost, indent=1) + "\n").encode())
         text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n"
         write_bytes(self.path / "results.json", text.encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +20,14 @@ class Stand(NamedTuple):
 
     Attributes:
         step: steps done. best: the best probe's score. processes: how many take its steps.
+        spent: see `Spent`. signs: see `Signatures.state`. JSON-able; empty: unknown.
     """
 
     step: int
     best: float
     processes: int = 1
+    spent: Mapping[str, Any] = MappingProxyType({})
+    signs: Mapping[str, Any] = MappingProxyType({})
 
 
 def save(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: dict[str, Any], stand: Stand) -> None:
@@ -65,7 +70,9 @@ def restore(path: Path, parts: Parts, optimizer: torch.optim.Optimizer, tree: di
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Stand(facts["step"], facts["best"], facts.get("processes", 1))
+    return Stand(
+        facts["step"], facts["best"], facts.get("processes", 1), facts.get("spent", {}), facts.get("signs", {})
+    )
 
 
 def _anywhere(tree: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class Output:
         classifier = self._participant.classifier()
         return classifier.detach() if self._participant.attacked else classifier
 
+    def known(self, what: str) -> Tensor | None:
+        """ "features" or "logits" as they were found outside attacks; None: they were not."""
+        return self._known.get((what, False))
+
     def _look(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
         # An output may be made before an attack, looked at in its objective, and used in the loss afterwards.
         attacked = self._participant.attacked
@@ -163,6 +167,7 @@ class Step:
         self._student, self._teachers = student, teachers
         self._attack, self._threat, self._noise = attack, threat, noise
         self._known: list[Tensor] = [self.images]
+        self._uncounted: list[Tensor] = []
         self._said: dict[tuple[int, int], Output] = {}
         self._attacking = False
         self._samples = batch.samples
@@ -175,6 +180,28 @@ class Step:
     def teacher(self, role: str) -> Callable[[Tensor], Output]:
         """`s.teacher(role)(images)`: what that teacher says."""
         return partial(self._ask, self._teachers[role])
+
+    def hits(self) -> Tensor:
+        """(2,) float64: of the images that attacks returned, those that the student was right about, and those that it
+        was asked about; only what is known already, and was not told before."""
+        found = torch.zeros(2, dtype=torch.float64, device=self.labels.device)
+        for images in list(self._uncounted):
+            said = self._said.get((id(self._student), id(images)))
+            logits = None if said is None else said.known("logits")
+            if logits is not None:
+                hit = (logits.argmax(1) == self.labels).sum()
+                found += torch.stack([hit, torch.full_like(hit, len(images))])
+                self._uncounted = [other for other in self._uncounted if other is not images]
+        return found
+
+    def shown(self) -> set[str]:
+        """Roles of the teachers who looked at images that attacks returned, as far as that is not forgotten."""
+        looked = {
+            who
+            for (who, images), said in self._said.items()
+            if images != id(self.images) and (said.known("features") is not None or said.known("logits") is not None)
+        }
+        return {role for role, teacher in self._teachers.items() if id(teacher) in looked}
 
     def learns(self, role: str) -> bool:
         """Whether the teacher in that role learns in this run."""
@@ -209,6 +236,7 @@ class Step:
             found = self._attack(problem, self._threat, noise)
         images = found if rows is None else self.images.index_copy(0, rows, found)
         self._known.append(images)
+        self._uncounted.append(images)
         return images
 
     def _seen(self, name: str) -> Seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,27 @@ class Bill:
     spent: dict[str, float] = field(default_factory=dict)
     passes: Counter[tuple[str, str]] = field(default_factory=Counter)
     attacks: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+@dataclass
+class Spent:
+    """What training took so far, all processes together; over all resumptions.
+
+    Attributes:
+        steps: counted ones. seconds: of this process. passes: who -> "forward" | "backward" -> images that went
+            through.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    passes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def step(self, seconds: float, passes: Mapping[tuple[str, str], int]) -> None:
+        """One more."""
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        for (who, way), images in passes.items():
+            ways = self.passes.setdefault(who, {"forward": 0, "backward": 0})
+            ways[way] += images
 
 
 class Watch:
@@ -96,6 +117,18 @@ class Watch:
 
 
 _watch: Watch | None = None
+_counts: Counter[tuple[str, str]] | None = None
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[tuple[str, str]]]:
+    """Counts everybody's passes in here, as `Watch.passes` does."""
+    global _counts
+    before, _counts = _counts, Counter()
+    try:
+        yield _counts
+    finally:
+        _counts = before
 
 
 @contextlib.contextmanager
@@ -164,12 +197,19 @@ def passed(who: str, look: Callable[[Tensor], Tensor], images: Tensor, own: bool
     Args:
         own: even if an attack is under way.
     """
-    watch, count = _watch, len(images)
-    if watch is None:
+    watch, counts, count = _watch, _counts, len(images)
+
+    def goes(way: str) -> None:
+        if counts is not None:
+            counts[who, way] += count
+        if watch is not None:
+            watch.goes(who, way, count)
+
+    if watch is None and counts is None:
         return look(images)
-    with watch.phase(who, own):
+    with phase(who, own):
         found = look(images)
-        watch.goes(who, "forward", count)
+        goes("forward")
     if found.requires_grad:
-        found.register_hook(lambda _: watch.goes(who, "backward", count))
+        found.register_hook(lambda _: goes("backward"))
     return found

@@ -177,6 +177,10 @@ class ClipPrompts(Clip):
         found = {name: prompts for name, prompts in named.items() if prompts is not None}
         return found | {f"coupling.{name}": tensor for name, tensor in self.projections.named_parameters()}
 
+    def modalities(self) -> dict[str, list[str]]:
+        prompts = {"text": self.text, "visual": self.vision}
+        return {where: [f"{where}.prompts"] for where, tokens in prompts.items() if tokens is not None}
+
 
 def _fitting(what: str, depth: int, width: int, blocks: int) -> int:
     """The width of prompts that fit their tower."""

@@ -26,6 +26,7 @@ from advdistill import (
     RunStarted,
     RunStopped,
     StepDone,
+    Symptom,
     Warned,
 )
 
@@ -70,6 +71,9 @@ class ConsoleReporter(Reporter):
             self._say(_measured_line(event))
         elif isinstance(event, Warned):
             self._say(Text.assemble(("warning: ", "bold yellow"), event.message))
+        elif isinstance(event, Symptom):
+            where = (f" (step {event.clock.step:,})", "dim")
+            self._say(Text.assemble(("symptom: ", "bold red"), event.message, where, "; ", event.advice))
         elif isinstance(event, RunFinished):
             self._finish(event)
         elif isinstance(event, RunStopped):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from advdistill import Count, Event, Examples, Measured, Probed, Reporter, RunStarted, StepDone, UsageError
+from advdistill import Count, Event, Examples, Measured, Probed, Reporter, RunStarted, StepDone, Symptom, UsageError
 
 
 class TensorBoardReporter(Reporter):
@@ -42,6 +42,9 @@ class TensorBoardReporter(Reporter):
         elif isinstance(event, Probed):
             self._step = event.clock.step
             self._counts("probe", {"clean": event.clean, "robust": event.robust})
+            self._scalars("watched", event.watched)
+        elif isinstance(event, Symptom):
+            self._writer.add_text(f"symptoms/{event.name}", f"{event.message}; {event.advice}", event.clock.step)
         elif isinstance(event, Measured):
             self._counts(event.results.subject, event.results.counts)
         elif isinstance(event, Examples):

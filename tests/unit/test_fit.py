@@ -380,7 +380,7 @@ def test_groups_and_decay(tmp_path: Path) -> None:
 def test_the_best_is_what_the_probe_liked_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores, at_score = iter([0.1, 0.2, 0.9, 0.9, 0.3]), []
 
-    def probe(self: Examiner, clock: Any) -> float:
+    def probe(self: Examiner, clock: Any, *watching: Any) -> float:
         model = self._parts.student.model
         assert isinstance(model, ToyModel)
         at_score.append(model.gain.detach().clone())
