@@ -30,6 +30,7 @@ OWN = {
         ),
         CommandSpec(name="diagnose", target=_HERE + "diagnose:diagnose", summary="Doubt what an attack reports."),
         CommandSpec(name="compare", target=_HERE + "compare:compare", summary="Compare stored evaluations."),
+        CommandSpec(name="study", target=_HERE + "study:study", summary="Run recipes times seeds, and compare them."),
         CommandSpec(name="bench", target=_HERE + "bench:bench", summary="Measure what a recipe's steps cost here."),
         CommandSpec(name="recipe", target=_HERE + "recipe:app", summary="List, show, check, compare, copy recipes."),
         CommandSpec(name="plugins", target=_HERE + "plugins:app", summary="See what recipes can name, and settings."),

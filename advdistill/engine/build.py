@@ -13,7 +13,7 @@ from advdistill.engine import launch
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.class_features import AT_MOST
-from advdistill.engine.data import Dataset, HalfOfClasses, Split
+from advdistill.engine.data import Dataset, HalfOfClasses, Sealed, Split
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.model import VisionLanguageModel
@@ -269,6 +269,8 @@ def parts(recipe: Recipe, registry: Registry, world: World = ALONE) -> Parts:
     """
     device = device_of(recipe.train.device)
     data = dataset(registry, recipe.data)
+    if isinstance(recipe.data, DataBlock) and recipe.data.sealed:
+        data = Sealed(data)
     how = manner(recipe.train, device, world)
 
     def join(name: str, block: Block, learns: bool, ema: float = 0.0) -> Participant:

@@ -34,10 +34,13 @@ class Split(ABC):
         ids: N stable names, such as paths relative to the data's root.
         augments: training sees other images than `load` gives.
         decodes: loading takes work that other processes could do.
+        sources: (N, k) long; which underlying pictures each sample is made of, one number for one picture: samples
+            that share some are not independent, and intervals must know. None: they share nothing.
     """
 
     labels: Tensor
     ids: Sequence[str]
+    sources: Tensor | None = None
     augments: bool = False
     decodes: bool = False
 
@@ -169,6 +172,28 @@ class HalfOfClasses(Dataset):
         return self._whole.record()
 
 
+class Sealed(Dataset):
+    """Another data set without its test split.
+
+    Args:
+        whole: the other one.
+    """
+
+    def __init__(self, whole: Dataset) -> None:
+        super().__init__(whole.config)
+        self._whole, self.classes = whole, whole.classes
+
+    def split(self, name: str) -> Split:
+        if name == "test":
+            raise DataError(
+                "the test split is sealed in this run (data.sealed)", "measure on val, and `advdistill evaluate` later"
+            )
+        return self._whole.split(name)
+
+    def record(self) -> dict[str, Any]:
+        return self._whole.record()
+
+
 class _Classes(Split):
     """The samples of a split with labels in [first, last), which become [0, last - first)."""
 
@@ -177,6 +202,7 @@ class _Classes(Split):
         self._places = ((whole.labels >= first) & (whole.labels < last)).nonzero().squeeze(1).tolist()
         self.labels = whole.labels[self._places] - first
         self.ids = [whole.ids[place] for place in self._places]
+        self.sources = None if whole.sources is None else whole.sources[self._places]
 
     def load(self, index: int) -> Tensor:
         return self._whole.load(self._places[index])

@@ -18,14 +18,14 @@ from advdistill.errors import PluginError, RecipeError, UserError, did_you_mean
 from advdistill.hooks.registry import Entry, Registry
 from advdistill.hooks.specs import AttackSpec, Spec, StrategySpec
 from advdistill.recipe.fields import Config, format_distance
-from advdistill.recipe.model import FORMAT, Evaluate, Half, Learning, Optim, RecipeModel, Threat, Train
+from advdistill.recipe.model import FORMAT, Evaluate, Learning, Optim, Portion, RecipeModel, Threat, Train
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Node, Problem, dotted, from_plain
 from advdistill.recipe.providers import Record, find
 from advdistill.recipe.resolved import Block, DataBlock, Recipe, TeacherBlock
 
 _Section = TypeVar("_Section", bound=Config)
 
-HOSTS_OWN: dict[str, type[Config]] = {"teacher": Learning, "dataset": Half}
+HOSTS_OWN: dict[str, type[Config]] = {"teacher": Learning, "dataset": Portion}
 """Kind -> the keys in its blocks that the host understands."""
 
 _EXPECTED = {
@@ -141,8 +141,8 @@ class Check:
         block = (node.value["use"].value, entry.qualified, entry.spec, config)
         if isinstance(said, Learning):
             self.blocks[path] = TeacherBlock(*block, train=said.train, ema=said.ema)
-        elif isinstance(said, Half):
-            self.blocks[path] = DataBlock(*block, half=said.half)
+        elif isinstance(said, Portion):
+            self.blocks[path] = DataBlock(*block, half=said.half, sealed=said.sealed)
         else:
             self.blocks[path] = Block(*block, inner)
 
@@ -355,6 +355,12 @@ class Check:
         for index, name in enumerate(names):
             if name in names[:index]:
                 self.fail(("evaluate", "protocols", index, "name"), f"{name!r} stands twice")
+        data = self.blocks.get(("data",))
+        if isinstance(data, DataBlock) and data.sealed:
+            open_ = [("protocols", i) for i, p in enumerate(evaluate.protocols) if p.split == "test"]
+            for place in [*open_, *([("probe",)] if evaluate.probe.split == "test" else [])]:
+                message = "looks at the test split, which data.sealed keeps closed"
+                self.fail(("evaluate", *place), message, hint="Look at val, or leave it out.")
         if evaluate.select != "none" and not evaluate.every:
             message = "nothing to select by: evaluate.every is 0, so no probe is taken"
             self.fail(("evaluate", "select"), message)

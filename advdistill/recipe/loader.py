@@ -1,8 +1,8 @@
 """Recipes from files: finding them, `extends`, and overrides from the command line.
 
 Maps merge, lists replace, and `null` deletes what the parent said. Where a block says `use:` something else than its
-parent did, the parent's other keys of that block go: they are settings of another plugin. (How a teacher learns, the
-`half` of the data and the keys of `optim` belong to the host, and stay.)
+parent did, the parent's other keys of that block go: they are settings of another plugin. (How a teacher learns,
+what of the data takes part and the keys of `optim` belong to the host, and stay.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from advdistill.errors import RecipeError, UsageError, did_you_mean
 from advdistill.hooks.registry import Registry
-from advdistill.recipe.model import Half, Learning
+from advdistill.recipe.model import Learning, Portion
 from advdistill.recipe.nodes import MAX_BYTES, InvalidRecipe, Mark, Node, Problem, parse
 from advdistill.recipe.paths import resource
 
@@ -128,7 +128,7 @@ def merge(parent: Node, child: Node, path: tuple[str, ...] = ()) -> Node:
             key: node
             for key, node in merged.items()
             if (path[:1] == ("teachers",) and key in Learning.model_fields)
-            or (path == ("data",) and key in Half.model_fields)
+            or (path == ("data",) and key in Portion.model_fields)
         }
     for key, node in child.value.items():
         if node.value is None and key in parent.value:

@@ -44,12 +44,14 @@ class Learning(Config):
         return self
 
 
-class Half(Config):
-    """Which classes of a data set take part; this key stands in its block beside its own."""
+class Portion(Config):
+    """What of a data set takes part; these keys stand in its block beside its own."""
 
     half: Literal["all", "base", "new"] = "all"
     """`base`: the first half of the classes, one more where their number is odd; `new`: the others. CoOp's base-to-new
     protocol trains on the one and measures on both (arXiv 2109.01134, 2203.05557)."""
+    sealed: bool = False
+    """The run cannot open the test split: nothing can be chosen by it. `advdistill evaluate` opens it afterwards."""
 
 
 class Threat(Config):

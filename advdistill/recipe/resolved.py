@@ -60,12 +60,14 @@ class TeacherBlock(Block):
 
 @dataclass(frozen=True)
 class DataBlock(Block):
-    """A data set; field as in `advdistill.recipe.model.Half`."""
+    """A data set; fields as in `advdistill.recipe.model.Portion`."""
 
     half: str = "all"
+    sealed: bool = False
 
     def tree(self) -> dict[str, Any]:
-        return {"use": self.use, "half": self.half, **self.config.model_dump(mode="json")}
+        own = {"half": self.half, "sealed": self.sealed}
+        return {"use": self.use, **own, **self.config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,12 @@ class Suite:
     """A valid suite.
 
     Attributes:
-        attacks: heading -> the attack's block. data: scope -> the dataset's block. tree: the whole as plain data.
+        path: its file, without what overrides changed. attacks: heading -> the attack's block.
+        data: scope -> the dataset's block. tree: the whole as plain data.
     """
 
     name: str
+    path: Path
     model: SuiteModel
     attacks: Mapping[str, ResolvedBlock]
     data: Mapping[str, ResolvedBlock]
@@ -110,4 +112,4 @@ def load_suite(source: str | Path, registry: Registry, overrides: Sequence[str] 
         tree["protocols"][name]["attack"] = block.tree()
     for name, block in data.items():
         tree["scopes"][name]["data"] = block.tree()
-    return Suite(model.name, model, attacks, data, tree)
+    return Suite(model.name, path, model, attacks, data, tree)
