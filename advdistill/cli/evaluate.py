@@ -159,7 +159,8 @@ def _show(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> 
     from advdistill.engine.card import card, distance
 
     said = card(evaluation, indicators)
-    typer.echo(f"{evaluation.subject}: accuracy over all samples drawn, in % [95 % Wilson interval]")
+    how = "interval over source pictures" if "sources95" in said["columns"][0] else "Wilson interval"
+    typer.echo(f"{evaluation.subject}: accuracy over all samples drawn, in % [95 % {how}]")
     lines = []
     for each in said["columns"]:
         threat = each["statement"]["threat"]
@@ -182,7 +183,9 @@ def _show(evaluation: Evaluation, indicators: list[Indicator], folder: Path) -> 
 
 
 def _percent(said: Mapping[str, Any]) -> str:
-    low, high = said["wilson95"]
+    from advdistill.engine.card import ends
+
+    low, high = ends(said)
     return f"{100 * said['accuracy']:.1f} [{100 * low:.1f}–{100 * high:.1f}]"
 
 

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advdistill.engine.count import Count
 from advdistill.engine.outcomes import Column, Evaluation, Outcome
+from advdistill.engine.sources import resampled
 from advdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,10 +45,32 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def counted(count: Count) -> str:
-    """A count's share with its 95 % Wilson interval, in percent: "41.2 % [36.5–46.1]"."""
-    low, high = count.wilson()
-    return f"{percent(count.share)} [{100 * low:.1f}–{100 * high:.1f}]"
+def share(right: Tensor, sources: Tensor) -> dict[str, Any]:
+    """How many are right, with a 95 % interval: Wilson's, or by the bootstrap over the samples' sources, where they
+    have some.
+
+    Args:
+        right: (N,) bool. sources: (N, k) long, as `Outcome.sources`.
+    """
+    count = Count(int(right.sum()), len(right))
+    said = {"hits": count.hits, "total": count.total, "accuracy": count.share}
+    if not sources.shape[1]:
+        return {**said, "wilson95": list(count.wilson())}
+    drawn = resampled(right.double().numpy(), sources.numpy(), (0.0, 1.0))
+    low, high = (float(q) for q in np.quantile(drawn, (0.025, 0.975)))
+    return {**said, "sources95": [min(low, count.share), max(high, count.share)]}
+
+
+def ends(said: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of what `share` said, by whichever name."""
+    low, high = said["sources95"] if "sources95" in said else said["wilson95"]
+    return low, high
+
+
+def counted(said: Mapping[str, Any]) -> str:
+    """What `share` said, in percent: "41.2 % [36.5–46.1]"."""
+    low, high = ends(said)
+    return f"{percent(said['accuracy'])} [{100 * low:.1f}–{100 * high:.1f}]"
 
 
 def ball(column: Column) -> Ball:
@@ -140,7 +164,7 @@ def unmeasured(column: Column) -> str:
 def card(evaluation: Evaluation, indicators: Sequence[Indicator] = ()) -> dict[str, Any]:
     """Everything that is to be known about an evaluation before its numbers are quoted, as plain data (JSON-able).
 
-    Accuracies are over all drawn samples, with 95 % Wilson intervals; what an attack spent and reached is over the
+    Accuracies are over all drawn samples, with intervals as `share` says; what an attack spent and reached is over the
     samples that it was run on.
     """
     doubts = [each.to_json() for each in indicators]
@@ -157,17 +181,13 @@ def card(evaluation: Evaluation, indicators: Sequence[Indicator] = ()) -> dict[s
     }
 
 
-def _share(count: Count) -> dict[str, Any]:
-    return {"hits": count.hits, "total": count.total, "accuracy": count.share, "wilson95": list(count.wilson())}
-
-
 def _column(column: Column) -> dict[str, Any]:
     statement = column.statement
     said = {
         "heading": column.heading,
         "knowledge": statement["knowledge"],
         "attacker": attacker(statement),
-        **_share(column.outcome.count),
+        **share(column.outcome.right, column.outcome.sources),
         "statement": dict(statement),
     }
     return said | (_effort(column) if column.attacked else {})
@@ -239,9 +259,9 @@ def _worst(evaluation: Evaluation) -> list[dict[str, Any]]:
             _, right = worst(evaluation, columns)
         except DataError:
             continue
-        count = Count(int(right.sum()), len(right))
         names = [column.name for column in columns]
-        said.append({"scope": scope, "norm": norm, "eps": eps, "attacks": names, **_share(count)})
+        found = share(right, columns[0].outcome.sources)
+        said.append({"scope": scope, "norm": norm, "eps": eps, "attacks": names, **found})
     return said
 
 
@@ -260,24 +280,25 @@ def curves(evaluation: Evaluation) -> list[dict[str, Any]]:
             groups.setdefault(group, []).append(column)
     said = []
     for found in groups.values():
-        points = {ball(column)[2]: column.outcome.count for column in found}
-        if len(points) < 2:
+        rights = {ball(column)[2]: column.outcome.right for column in found}
+        if len(rights) < 2:
             continue
         outcome = found[0].outcome
-        points.setdefault(0.0, Count(int(outcome.clean.sum()), len(outcome)))
+        rights.setdefault(0.0, outcome.clean)
+        points = {eps: share(right, outcome.sources) for eps, right in rights.items()}
         scope, norm, _ = ball(found[0])
         widest = max(points)
         last, reach = points[widest], distance(norm, widest)
         words = (
-            f"nothing withstands {reach}" if last.hits == 0 else f"does not reach 0: {counted(last)} hold at {reach}"
+            f"nothing withstands {reach}" if last["hits"] == 0 else f"does not reach 0: {counted(last)} hold at {reach}"
         )
         said.append(
             {
                 "attack": attack_name(found[0].statement["attack"]),
                 "scope": scope,
                 "norm": norm,
-                "points": [{"eps": eps, **_share(points[eps])} for eps in sorted(points)],
-                "zero": last.hits == 0,
+                "points": [{"eps": eps, **points[eps]} for eps in sorted(points)],
+                "zero": last["hits"] == 0,
                 "said": words,
             }
         )
@@ -288,7 +309,10 @@ def _headline(evaluation: Evaluation, doubts: Sequence[Mapping[str, Any]]) -> st
     """One or two sentences; the word robust only where something was measured by an attacker who knows everything."""
     groups = balls(evaluation.columns)
     if not groups:
-        measured = "; ".join(f"{column.heading} {counted(column.outcome.count)}" for column in evaluation.columns)
+        shares = [
+            (column.heading, share(column.outcome.right, column.outcome.sources)) for column in evaluation.columns
+        ]
+        measured = "; ".join(f"{heading} {counted(said)}" for heading, said in shares)
         return f"Nothing was attacked. {measured or 'Nothing was measured'}."
     (scope, norm, eps), columns = max(groups.items(), key=lambda group: len(group[1]))
     reach = distance(norm, eps)
@@ -303,14 +327,14 @@ def _headline(evaluation: Evaluation, doubts: Sequence[Mapping[str, Any]]) -> st
     except DataError:
         columns = [column for column in columns if column.heading not in reasons][:1]
         right, unmoved = columns[0].outcome.right, idle(columns[0])
-    count = Count(int(right.sum()), len(right))
+    held = share(right, columns[0].outcome.sources)
     against = columns[0].heading if len(columns) == 1 else f"the worst case of {len(columns)} attacks"
-    where = f"within {reach}, against {against}, of {count.total:,} samples" + (f" ({scope})" if scope else "")
+    where = f"within {reach}, against {against}, of {held['total']:,} samples" + (f" ({scope})" if scope else "")
     if any(c.statement["knowledge"] == "white-box" and c.heading not in reasons for c in columns):
-        text = f"Robust accuracy {counted(count)} {where}"
+        text = f"Robust accuracy {counted(held)} {where}"
     else:
         text = (
-            f"{counted(count)} withstand {where}: no attacker who knows everything did anything, this is not robustness"
+            f"{counted(held)} withstand {where}: no attacker who knows everything did anything, this is not robustness"
         )
     clean = columns[0].outcome.clean
     text += f"; clean {percent(Count(int(clean.sum()), len(clean)).share)}."
@@ -328,11 +352,11 @@ def markdown(card: Mapping[str, Any]) -> str:
     attacks = [column for column in columns if "passes" in column]
     lines = [f"# {_cell(card['subject'])}", "", f"**{card['headline']}**", ""]
     lines += [*_about(card["facts"]), "", "## What was found", ""]
-    rows = [[c["heading"], _accuracy(c), f"{c['total']:,}", c["attacker"]] for c in columns]
+    rows = [[c["heading"], counted(c), f"{c['total']:,}", c["attacker"]] for c in columns]
     rows += [
         [
             f"worst of {len(each['attacks'])}" + (f" ({each['scope']})" if each["scope"] else ""),
-            _accuracy(each),
+            counted(each),
             f"{each['total']:,}",
             f"every one of {', '.join(each['attacks'])}; {distance(each['norm'], each['eps'])}",
         ]
@@ -340,6 +364,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         if len(each["attacks"]) > 1
     ]
     lines += _table(["", "right [95 %]", "of", "who attacked"], rows)
+    if any("sources95" in column for column in columns):
+        lines += ["", "Images share the pictures that they are made of; intervals are a bootstrap over these pictures."]
     for name, (base, new, mean) in card["base_to_new"].items():
         lines += ["", f"{name}: base {percent(base)}, new {percent(new)}, harmonic mean {percent(mean)}."]
     for each in card["nearest"]:
@@ -355,7 +381,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     for curve in card["curves"]:
         scope = f" ({curve['scope']})" if curve["scope"] else ""
         lines += ["", f"## ε curve: {curve['attack']}{scope}", "", f"The curve {_finish(curve)}.", ""]
-        rows = [[distance(curve["norm"], point["eps"]), _accuracy(point)] for point in curve["points"]]
+        rows = [[distance(curve["norm"], point["eps"]), counted(point)] for point in curve["points"]]
         lines += _table(["radius", "right [95 %]"], rows)
     return "\n".join([*lines, "", "## Doubts", "", *_doubts(card["indicators"]), "", *_how(columns)]) + "\n"
 
@@ -372,10 +398,6 @@ def _cell(text: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _accuracy(said: Mapping[str, Any]) -> str:
-    return counted(Count(said["hits"], said["total"]))
 
 
 def _about(facts: Mapping[str, Any]) -> list[str]:

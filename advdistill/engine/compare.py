@@ -16,9 +16,9 @@ from scipy import stats
 
 from advdistill.engine.card import balls, distance, worst
 from advdistill.engine.outcomes import Evaluation, Outcome
+from advdistill.engine.sources import DRAWS, independent, resampled
 from advdistill.errors import DataError, UsageError, did_you_mean
 
-DRAWS = 10_000
 LEVEL = 0.05
 POWER = 0.8
 FOREIGN = ("source.fingerprint", "source.also")
@@ -70,8 +70,9 @@ class Row:
         heading: the column, a worst case, or either in one class. samples: how many.
         accuracy: of each, mean over seeds.
         difference, low, high: with its 95 % interval, cut at ±1.
-        p: of no difference: McNemar's where there is one seed, else the bootstrap's. adjusted: Holm's, over all rows.
-        tests: one a pair of seeds; none where the methods have different numbers of seeds.
+        p: of no difference: McNemar's where there is one seed and samples are independent, else the bootstrap's.
+        adjusted: Holm's, over all rows.
+        tests: one a pair of seeds; none where the methods have different numbers of seeds, or samples share sources.
         detectable: the difference that would have been seen with 80 % power; 1: none would.
     """
 
@@ -207,7 +208,9 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def bootstrap(first: Bits, second: Bits, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def bootstrap(
+    first: Bits, second: Bits, draws: int = DRAWS, seed: int = 0, sources: np.ndarray | None = None
+) -> np.ndarray:
     """(draws,) differences of mean accuracy, resampled over samples and seeds; quantiles of them are an interval.
 
     Samples are drawn with replacement, the same for both methods and all seeds (Efron & Tibshirani 1993, ch. 13, the
@@ -223,16 +226,22 @@ def bootstrap(first: Bits, second: Bits, draws: int = DRAWS, seed: int = 0) -> n
     where the seeds do not differ). That seeds vary as much as methods do: Bouthillier et al. 2021; that significance
     belongs to every comparison: Dror et al. 2018.
 
+    Of samples that are made of the same sources, the sources are drawn (`sources.resampled`); the two imagined samples
+    have sources of their own.
+
     Args:
         first, second: (S, n), (S', n).
+        sources: (n, k) integers, which ones each sample is made of; None, or k = 0: samples are independent.
     """
     random = np.random.default_rng(seed)
     (many, samples), others = first.shape, len(second)
-    gains, counts = np.unique(
-        first.sum(0, dtype=np.int64) * others - second.sum(0, dtype=np.int64) * many, return_counts=True
-    )
-    gains, counts = np.append(gains, (many * others, -many * others)), np.append(counts, (1, 1))
-    drawn = random.multinomial(samples, counts / (samples + 2), size=draws) @ (gains / (many * others * samples))
+    each = first.sum(0, dtype=np.int64) * others - second.sum(0, dtype=np.int64) * many
+    if sources is not None and sources.shape[1]:
+        drawn = resampled(each / (many * others), sources, (1.0, -1.0), draws, seed)
+    else:
+        gains, counts = np.unique(each, return_counts=True)
+        gains, counts = np.append(gains, (many * others, -many * others)), np.append(counts, (1, 1))
+        drawn = random.multinomial(samples, counts / (samples + 2), size=draws) @ (gains / (many * others * samples))
     sides = [first.mean(1), -second.mean(1)] if many != others else [first.mean(1) - second.mean(1)]
     for means in sides:
         if (size := len(means)) > 1:
@@ -307,6 +316,11 @@ def compare(
     axes = _axes(matched[0], everything)
     front = _front(names, [everything[axis] for axis in axes], draws, seed) if axes else ()
     counts = {method.name: len(method.evaluations) for method in matched}
+    if shared := [heading for heading, table in everything.items() if table.sources.shape[1] and heading in shown]:
+        notes.append(
+            f"samples of {', '.join(shared)} share the pictures that they are made of: intervals and p resample these "
+            "pictures; McNemar's test takes samples for independent and is left out"
+        )
     if max(counts.values()) > 1 and 2 / (draws + 1) * len(rows) > LEVEL:
         notes.append(f"with {len(rows):,} rows no difference can be left after Holm: choose columns with --column")
     return Comparison(counts, tuple(_adjusted(rows)), front, axes, (*_seeds(matched), *notes))
@@ -314,10 +328,15 @@ def compare(
 
 @dataclass(frozen=True)
 class _Table:
-    """One column of all methods: name -> (S, n) right or not, (n,) labels."""
+    """One column of all methods: name -> (S, n) right or not, (n,) labels, (n, k) sources."""
 
     bits: Mapping[str, Bits]
     labels: np.ndarray
+    sources: np.ndarray
+
+    def __getitem__(self, of: np.ndarray) -> _Table:
+        """Some samples."""
+        return _Table({name: bits[:, of] for name, bits in self.bits.items()}, self.labels[of], self.sources[of])
 
 
 def _distinct(methods: Sequence[Method]) -> None:
@@ -525,7 +544,9 @@ def _table(methods: Sequence[Method], heading: str, outcomes: Sequence[Outcome])
     bits: dict[str, list[np.ndarray]] = {}
     for (name, _), each in zip(subjects, ordered, strict=True):
         bits.setdefault(name, []).append(each.right.numpy())
-    return _Table({name: np.stack(rows) for name, rows in bits.items()}, first.labels.numpy())
+    # An evaluation from before sources were kept has none, though its samples are the same.
+    sources = max((each.sources for each in ordered), key=lambda known: known.shape[1])
+    return _Table({name: np.stack(rows) for name, rows in bits.items()}, first.labels.numpy(), sources.numpy())
 
 
 def _classes(heading: str, table: _Table) -> Iterator[tuple[str, _Table]]:
@@ -533,26 +554,28 @@ def _classes(heading: str, table: _Table) -> Iterator[tuple[str, _Table]]:
     yield heading, table
     for label in np.unique(table.labels):
         of = table.labels == label
-        yield f"{heading}, class {label}", _Table({n: b[:, of] for n, b in table.bits.items()}, table.labels[of])
+        yield f"{heading}, class {label}", table[of]
 
 
 def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[Method], draws: int, seed: int) -> Row:
     first, second = (table.bits[name] for name in pair)
     samples = first.shape[1]
-    drawn = bootstrap(first, second, draws, seed)
+    drawn = bootstrap(first, second, draws, seed, table.sources)
+    together = table.sources.shape[1] > 0
     low, high = (float(q) for q in np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2)))
     tests: tuple[McNemar, ...] = ()
-    if len(first) == len(second):
+    if len(first) == len(second) and not together:
         seeds = {method.name: method.seeds for method in methods}
         labels = [_label(n, *runs) for n, runs in enumerate(zip(*(seeds[name] for name in pair), strict=True), 1)]
         tests = tuple(_test(label, one, two) for label, one, two in zip(labels, first, second, strict=True))
-    if len(first) == len(second) == 1:
+    if len(first) == len(second) == 1 and not together:
         p = tests[0].p
         could = detectable((tests[0].only_first + tests[0].only_second) / samples, samples)
     else:
         tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
-        could = max((high - low) / 2 * (1 + Z_POWER / Z_LEVEL), detectable(0.0, samples))
+        apart = independent(table.sources) if together else samples
+        could = max((high - low) / 2 * (1 + Z_POWER / Z_LEVEL), detectable(0.0, apart))
     accuracy = float(first.mean()), float(second.mean())
     ends = max(low, -1.0), min(high, 1.0)
     return Row(*pair, heading, samples, accuracy, accuracy[0] - accuracy[1], *ends, p, tests, min(could, 1.0))
@@ -602,7 +625,7 @@ def _front(names: Sequence[str], axes: Sequence[_Table], draws: int, seed: int) 
             gains = [b - a for a, b in zip(means[name], means[other], strict=True)]
             if min(gains) >= 0 and max(gains) > 0:
                 lows = [
-                    np.quantile(bootstrap(table.bits[other], table.bits[name], draws, seed), LEVEL / 2)
+                    np.quantile(bootstrap(table.bits[other], table.bits[name], draws, seed, table.sources), LEVEL / 2)
                     for table in axes
                 ]
                 dominated[other] = tuple(axis for axis, low in zip(("clean", "robust"), lows, strict=True) if low > 0)

@@ -154,7 +154,8 @@ class Bench:
         """One protocol on the samples at `indices` (N,) of `split`; `key` names it in the store."""
         model, labels = self.participant.model, split.labels[indices]
         looked = self._clean(protocol, split, indices)
-        state = _State(indices, labels, looked)
+        sources = torch.empty(len(split), 0, dtype=torch.long) if split.sources is None else split.sources
+        state = _State(indices, labels, looked, sources[indices])
         attack, threat = protocol.attack, protocol.threat
         if attack is None or threat is None:
             return state.outcome()
@@ -336,9 +337,9 @@ class Bench:
 class _State:
     """What is known of each sample so far."""
 
-    def __init__(self, indices: Tensor, labels: Tensor, looked: Mapping[str, Tensor]) -> None:
+    def __init__(self, indices: Tensor, labels: Tensor, looked: Mapping[str, Tensor], sources: Tensor) -> None:
         count = len(indices)
-        self.indices, self.labels, self.clean = indices, labels, looked["right"]
+        self.indices, self.labels, self.clean, self._sources = indices, labels, looked["right"], sources
         self.right, self.claimed, self.rounded = self.clean.clone(), self.clean.clone(), self.clean.clone()
         self._recovered = torch.zeros_like(self.clean)
         self._margin, self._certain = looked["margin"].float(), looked["certain"]
@@ -381,6 +382,7 @@ class _State:
             nearest=self._nearest,
             zeros=self._zeros / self._passes["backwards"],
             stage=self._stage,
+            sources=self._sources,
             **self._passes,
         )
 

@@ -7,7 +7,7 @@ nothing can be claimed that was not measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Outcome:
         forwards, backwards, blank: int32; passes spent, and backward passes whose gradient was 0 everywhere.
         zeros: float; mean share of pixels whose gradient was 0; NaN where none was taken.
         stage: int16; which stage of the attack broke it; -1: none did, or it was wrong before.
+        sources: (N, k) long; which sources each is made of (`Split.sources`); k 0: samples are independent.
     """
 
     indices: Tensor
@@ -61,13 +62,18 @@ class Outcome:
     blank: Tensor
     zeros: Tensor
     stage: Tensor
+    sources: Tensor = field(default_factory=Tensor)
+
+    def __post_init__(self) -> None:
+        if not self.sources.numel():
+            object.__setattr__(self, "sources", torch.empty(len(self), 0, dtype=torch.long))
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, rows: Tensor) -> Outcome:
         """Some samples, `rows` (n,) long or (N,) bool."""
-        return Outcome(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Outcome(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
     @property
     def attacked(self) -> Tensor:
@@ -151,9 +157,10 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Write everything to one file, whole or not at all. Raises RunError where that fails."""
         tensors = {
-            f"{index}.{field.name}": getattr(column.outcome, field.name)
+            f"{index}.{each.name}": tensor
             for index, column in enumerate(self.columns)
-            for field in fields(Outcome)
+            for each in fields(Outcome)
+            if (tensor := getattr(column.outcome, each.name)).ndim == 1 or tensor.shape[1]
         }
         heads = [
             {"name": c.name, "scope": c.scope, "stages": list(c.stages), "statement": dict(c.statement)}
@@ -187,7 +194,14 @@ class Evaluation:
                 scope=head["scope"],
                 stages=tuple(head["stages"]),
                 statement=head["statement"],
-                outcome=Outcome(**{field.name: tensors[f"{index}.{field.name}"] for field in fields(Outcome)}),
+                outcome=Outcome(
+                    **{
+                        each.name: tensors[f"{index}.{each.name}"]
+                        for each in fields(Outcome)
+                        # Without sources where samples have none, and in files from before there were any.
+                        if each.name != "sources" or f"{index}.sources" in tensors
+                    }
+                ),
             )
             for index, head in enumerate(facts["columns"])
         )

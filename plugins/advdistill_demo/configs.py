@@ -66,6 +66,10 @@ class NumberPairs(PairSet):
     templates: list[str] = Field(["the number {}."], min_length=1)
     """Sentences that a class name is put into; several are averaged."""
 
+    contrast: float = Field(1 / 3, gt=0, le=1)
+    """Share of the grey levels that the scans span, around the middle. At full contrast a change by 2/255 misleads few
+    undefended models; the fainter, the more an attacker of that radius has to say."""
+
 
 class Photographs(Config):
     """Where photographs are, and which of them validate."""

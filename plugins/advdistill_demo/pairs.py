@@ -210,8 +210,8 @@ class NumberPairs(PairDataset):
 
     The scans of `digits`, 40 of each kind for testing, 20 for validation and the other 1,197 for training; a pair never
     mixes them. Test and validation have 400 pairs, equally many of each combination; every test digit stands once on
-    the left and once on the right, every validation digit twice. Scans are 16x16 on a canvas of 32x32 whose levels lie
-    in [8, 248]: no pixel is saturated.
+    the left and once on the right, every validation digit twice. Scans are 16x16 on a canvas of 32x32; no pixel is
+    saturated.
     """
 
     config: configs.NumberPairs
@@ -219,18 +219,19 @@ class NumberPairs(PairDataset):
     def __init__(self, config: configs.NumberPairs) -> None:
         source = load_digits()
         # Levels are 0..16.
-        small = (torch.from_numpy(source.images).float().unsqueeze(1) + 0.5) / 17
-        tiles = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False).mul(255).round()
+        small = (torch.from_numpy(source.images).float().unsqueeze(1) + 0.5) / 17 - 0.5
+        tiles = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
+        tiles = (127.5 + 255 * config.contrast * tiles).round().to(torch.uint8)
         members = divided(torch.from_numpy(source.target), {"test": TEST, "val": VAL}, NAMES, config.split_seed)
         super().__init__(
             config,
             [f"{NAMES[left]} {NAMES[right]}" for left, right in combinations("all")],
-            tiles.to(torch.uint8),
+            tiles,
             [f"digits/{index:04d}" for index in range(len(tiles))],
             members,
             {"test": 1, "val": 2},
             height=32,
-            ground=8,
+            ground=int(tiles.min()),
         )
 
 
