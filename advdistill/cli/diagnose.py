@@ -116,7 +116,7 @@ def diagnose(
     if twice := [name for name in model if model.count(name) > 1]:
         raise UsageError(f"{twice[0]} is given twice", "name each model once")
     wanted = part or list(PARTS)
-    if (zero_shot or shift) and "radar" not in wanted:
+    if (zero_shot is not None or shift) and "radar" not in wanted:
         raise UsageError("--zero-shot and --shift are drawn in the radar only", "add --part radar")
     from advdistill.cli.progress import progress
     from advdistill.engine import diagnosis, doubt, portraits, radar
@@ -150,11 +150,11 @@ def diagnose(
         if len(patients) == 1:
             rows = diagnosis.relatives(patients[0])
         if why := _no_radar(rows):
-            if part or zero_shot or shift or len(patients) > 1:
+            if part or zero_shot is not None or shift or len(patients) > 1:
                 raise UsageError(why, "give two to six models: --model A --model B")
             notes.append(f"{why}: the radar is left out")
             rows = []
-    new = radar.block_data(zero_shot, registry, "--zero-shot") if zero_shot else None
+    new = radar.block_data(zero_shot, registry, "--zero-shot") if zero_shot is not None else None
     moved = [radar.block_data(text, registry, "--shift") for text in shift or ()]
     for note in dict.fromkeys(notes):
         typer.echo(f"note: {note}", err=True)

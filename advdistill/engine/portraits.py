@@ -83,7 +83,7 @@ def relevance_figure(
             mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
             write(x + cell / 2, y, f"{said} {mark}", ha="center", color=colour, fontsize=7.5)
 
-        write(0.2, 0.3, title, fontsize=13, weight="bold")
+        write(0.2, 0.3, _clip(title, int(7.5 * width)), fontsize=13, weight="bold")
         ball = f"{threat.eps * 255:g}/255" if threat.norm == "linf" else f"{threat.eps:g}"
         what = f"what speaks for the true class, on x and on x' made on the student ({threat.norm}, radius {ball})"
         write(0.2, 0.58, what, color=FAINT)

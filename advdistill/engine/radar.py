@@ -130,7 +130,7 @@ def block_data(text: str, registry: Registry, option: str) -> Dataset:
     bare = ":" not in text and not text.strip().startswith("{")
     flow = text if text.strip().startswith("{") else f"{{{text}}}"
     tree = {"use": text.strip()} if bare else parse(flow, option).plain()
-    if not isinstance(tree, dict) or "use" not in tree:
+    if not isinstance(tree, dict) or not tree.get("use"):
         raise UsageError(
             f"{option} {text!r} names no data set", f"write it as in a recipe: {option} 'use: folder, root: photos'"
         )

@@ -17,7 +17,6 @@ from advdistill.engine.model import VisionLanguageModel
 from advdistill.engine.outcomes import Column
 from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
-from advdistill.errors import UsageError
 
 if TYPE_CHECKING:
     from advdistill.engine.subject import Target
@@ -93,18 +92,17 @@ def teachers_of(
     target: Target, participant: Participant, registry: Registry, more: Mapping[str, Target]
 ) -> dict[str, Participant]:
     """Name -> teacher, with the student's classes and on its device: those of the checkpoint's recipe, as they were
-    when its run ended, then `more`.
+    when its run ended, then `more`, under their full names where a role is called alike.
 
     Raises:
-        UsageError: a name is given twice, or a teacher knows other classes only.
+        UsageError: a teacher knows other classes only.
         DataError, PluginError, RecipeError: from its parts.
     """
     models: dict[str, VisionLanguageModel] = {}
     if target.opened:
         models = {role: open_teacher(target.opened, role, registry) for role in target.roles()}
-    if twice := models.keys() & more.keys():
-        raise UsageError(f"{target.name} has a teacher {min(twice)!r} already", "leave out that --teacher")
-    models |= {name: other.model for name, other in more.items()}
+    for name, other in more.items():
+        models[other.name if name in models else name] = other.model
     device = participant.model.device
     return {name: Participant(model.to(device), participant.classes) for name, model in models.items()}
 
