@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from advdistill import ClassSet, DataError, Dataset, Noise, Split, few_shot
 from advdistill_demo import configs
@@ -132,10 +133,7 @@ def _varied(canvas: Tensor, variant: configs.Variant) -> Tensor:
     if variant == "thick":
         return F.max_pool2d(canvas.float(), 3, stride=1, padding=1).to(torch.uint8)
     if variant == "blurred":
-        bell = torch.exp(-torch.arange(-3.0, 4.0).square() / 2)
-        padded = F.pad(canvas.float().unsqueeze(1), (3,) * 4, mode="replicate")
-        kernel = torch.outer(bell, bell) / bell.sum().square()
-        return F.conv2d(padded, kernel[None, None]).squeeze(1).round().to(torch.uint8)
+        return gaussian_blur(canvas, [7, 7], [1.0, 1.0])
     return canvas
 
 
