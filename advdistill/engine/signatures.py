@@ -31,8 +31,9 @@ FALLEN = 0.1
 ONE_CLASS = 0.5
 """Share of one class among the predictions, beyond its share among the labels and out of what is beyond."""
 RANK = 0.5
-"""Effective rank of the features, against the start; and against the classes, which features in good order span with
-one dimension less than there are (neural collapse, Papyan et al. 2020, arXiv 2008.08186)."""
+"""Effective rank of the features, against the start; and less than the classes need to stand apart evenly, one less
+than there are, which is where training that goes well leads (neural collapse, Papyan et al. 2020, arXiv
+2008.08186)."""
 STARVED = 0.01
 """Gradient of one modality's prompts, against the other's."""
 OVERFITTING = 0.2
@@ -74,9 +75,8 @@ class Past:
             about, and of those that it was asked about. squares: learner -> modality -> sum over steps of the mean
             squared gradient.
         first_loss: mean of it until the first probe. rank: effective rank at the start.
-        teachers: role -> who was right at the start, "0110…". best: who was right at the probe with the best robust
-            accuracy. attacked: accuracy under the training attack before that probe,
-            or else first known.
+        teachers: role -> who was right at the start, "0110…". best: who was right under attack at the probe with the
+            best robust accuracy since training began. attacked: accuracy under the training attack before that probe.
         shown: roles of teachers that were asked about adversarial images.
         present: signs that the last probe showed. told: those that have been told.
     """
@@ -90,7 +90,7 @@ class Past:
     rank: float | None = None
     teachers: dict[str, str] = field(default_factory=dict)
     best: str = ""
-    attacked: float | None = None
+    attacked: float = 0.0
     shown: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Signatures:
                 squares = [p.grad.detach().float().square().sum() for p in parameters if p.grad is not None]
                 if squares:
                     mean = torch.stack(squares).sum() / sum(p.numel() for p in parameters)
-                    self._squares[who, side] = self._squares[who, side] + mean if (who, side) in self._squares else mean
+                    self._squares[who, side] = self._squares.get((who, side), 0.0) + mean
 
     def attacked(self, right: float, asked: float) -> None:
         """Take note of the sums over portions and processes of what `seen` returned."""
@@ -154,10 +154,10 @@ class Signatures:
         self.past = Past(**state)
 
     def _take_in(self) -> None:
-        for (who, side), squares in self._squares.items():
-            known = self.past.squares.setdefault(who, {})
-            known[side] = known.get(side, 0.0) + float(squares)
-        self._squares.clear()
+        for who, sides in self._sides.items():
+            known = self.past.squares.setdefault(who, dict.fromkeys(sides, 0.0))
+            for side in sides:
+                known[side] += float(self._squares.pop((who, side), 0.0))
 
     def probed(self, clock: Clock, glance: Glance) -> tuple[dict[str, float], list[Symptom]]:
         """What a probe says: numbers to show, by name, and what has to be told. All processes must ask."""
@@ -247,21 +247,22 @@ class Signatures:
         if clock.step == 0:
             self.past.rank = rank
         before, classes = self.past.rank, len(glance.labels.unique())
-        if before and rank <= RANK * before and rank < RANK * (classes - 1):
+        needed = min(classes - 1, glance.features.shape[1])
+        if before and rank <= RANK * before and rank < needed:
             yield Symptom(
                 clock,
                 "features-collapse",
                 "student",
                 rank,
-                RANK * min(before, classes - 1),
+                min(RANK * before, needed),
                 f"the student's image features span {rank:.1f} dimensions (effective rank), {before:.1f} at the start, "
                 f"for {classes} classes",
                 "lower optim.lr, set optim.clip_norm, or let the radius grow (train.eps_warmup)",
             )
 
     def _starved(self, clock: Clock, watched: dict[str, float]) -> Iterator[Symptom]:
-        for who, sides in self.past.squares.items():
-            norms = {side: (square / max(self.past.steps, 1)) ** 0.5 for side, square in sides.items()}
+        for who, sides in self.past.squares.items() if self.past.steps else ():
+            norms = {side: (square / self.past.steps) ** 0.5 for side, square in sides.items()}
             watched |= {f"{who} {side} gradient": norm for side, norm in norms.items()}
             least, most = min(norms, key=norms.__getitem__), max(norms, key=norms.__getitem__)
             if norms[least] < STARVED * norms[most]:
@@ -278,16 +279,15 @@ class Signatures:
                 )
 
     def _overfitting(self, clock: Clock, glance: Glance, watched: dict[str, float]) -> Iterator[Symptom]:
-        past, attacked = self.past, self.past.right / self.past.asked if self.past.asked else None
-        if attacked is not None:
-            watched["training attack"] = attacked
+        past = self.past
+        if not past.asked:
+            return
+        attacked = watched["training attack"] = past.right / past.asked
         if glance.robust is None:
             return
-        now, best = _share(glance.robust), _share(_read(past.best)) if past.best else 0.0
-        if not past.best or now > best:
+        now, best = _share(glance.robust), _share(_read(past.best)) if past.best else -1.0
+        if now > best:
             past.best, past.attacked = _written(glance.robust), attacked
-        elif attacked is None or past.attacked is None:
-            past.attacked = attacked
         elif attacked > past.attacked and best - now >= OVERFITTING and _worse(_read(past.best), glance.robust):
             yield Symptom(
                 clock,
