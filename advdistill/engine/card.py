@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from advdistill.engine.count import Count
 from advdistill.engine.outcomes import Column, Evaluation, Outcome
-from advdistill.engine.sources import resampled
+from advdistill.engine.sources import effective
 from advdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,8 +45,7 @@ def percent(share: float) -> str:
 
 
 def share(right: Tensor, sources: Tensor) -> dict[str, Any]:
-    """How many are right, with a 95 % interval: Wilson's, or by the bootstrap over the samples' sources, where they
-    have some.
+    """How many are right, with Wilson's 95 % interval; of as many samples as they are worth, where they share sources.
 
     Args:
         right: (N,) bool. sources: (N, k) long, as `Outcome.sources`.
@@ -56,9 +54,8 @@ def share(right: Tensor, sources: Tensor) -> dict[str, Any]:
     said = {"hits": count.hits, "total": count.total, "accuracy": count.share}
     if not sources.shape[1]:
         return {**said, "wilson95": list(count.wilson())}
-    drawn = resampled(right.double().numpy(), sources.numpy(), (0.0, 1.0))
-    low, high = (float(q) for q in np.quantile(drawn, (0.025, 0.975)))
-    return {**said, "sources95": [min(low, count.share), max(high, count.share)]}
+    worth = effective(right.double().numpy(), sources.numpy())
+    return {**said, "sources95": list(count.wilson(effective=worth))}
 
 
 def ends(said: Mapping[str, Any]) -> tuple[float, float]:
@@ -365,7 +362,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     ]
     lines += _table(["", "right [95 %]", "of", "who attacked"], rows)
     if any("sources95" in column for column in columns):
-        lines += ["", "Images share the pictures that they are made of; intervals are a bootstrap over these pictures."]
+        lines += ["", "Images share the pictures that they are made of; intervals know it."]
     for name, (base, new, mean) in card["base_to_new"].items():
         lines += ["", f"{name}: base {percent(base)}, new {percent(new)}, harmonic mean {percent(mean)}."]
     for each in card["nearest"]:

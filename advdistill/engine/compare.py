@@ -16,7 +16,8 @@ from scipy import stats
 
 from advdistill.engine.card import balls, distance, worst
 from advdistill.engine.outcomes import Evaluation, Outcome
-from advdistill.engine.sources import DRAWS, independent, resampled
+from advdistill.engine.sources import DRAWS, independent
+from advdistill.engine.sources import drawn as drawn_with_sources
 from advdistill.errors import DataError, UsageError, did_you_mean
 
 LEVEL = 0.05
@@ -226,8 +227,7 @@ def bootstrap(
     where the seeds do not differ). That seeds vary as much as methods do: Bouthillier et al. 2021; that significance
     belongs to every comparison: Dror et al. 2018.
 
-    Of samples that are made of the same sources, the sources are drawn (`sources.resampled`); the two imagined samples
-    have sources of their own.
+    Of samples that are made of the same sources, what their sharing adds is in the spread (`sources.drawn`).
 
     Args:
         first, second: (S, n), (S', n).
@@ -237,7 +237,7 @@ def bootstrap(
     (many, samples), others = first.shape, len(second)
     each = first.sum(0, dtype=np.int64) * others - second.sum(0, dtype=np.int64) * many
     if sources is not None and sources.shape[1]:
-        drawn = resampled(each / (many * others), sources, (1.0, -1.0), draws, seed)
+        drawn = drawn_with_sources(each / (many * others), sources, (1.0, -1.0), draws, seed)
     else:
         gains, counts = np.unique(each, return_counts=True)
         gains, counts = np.append(gains, (many * others, -many * others)), np.append(counts, (1, 1))
@@ -318,8 +318,8 @@ def compare(
     counts = {method.name: len(method.evaluations) for method in matched}
     if shared := [heading for heading, table in everything.items() if table.sources.shape[1] and heading in shown]:
         notes.append(
-            f"samples of {', '.join(shared)} share the pictures that they are made of: intervals and p resample these "
-            "pictures; McNemar's test takes samples for independent and is left out"
+            f"samples of {', '.join(shared)} share the pictures that they are made of, which intervals and p know; "
+            "McNemar's test takes samples for independent and is left out"
         )
     if max(counts.values()) > 1 and 2 / (draws + 1) * len(rows) > LEVEL:
         notes.append(f"with {len(rows):,} rows no difference can be left after Holm: choose columns with --column")

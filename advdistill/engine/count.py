@@ -18,9 +18,13 @@ class Count:
         """hits / total, in [0, 1]."""
         return self.hits / self.total
 
-    def wilson(self, z: float = 1.959964) -> tuple[float, float]:
-        """The Wilson score interval of the share (Wilson 1927), 95 % by default; sampling error only."""
-        n, p = self.total, self.share
+    def wilson(self, z: float = 1.959964, effective: float | None = None) -> tuple[float, float]:
+        """The Wilson score interval of the share (Wilson 1927), 95 % by default; sampling error only.
+
+        Args:
+            effective: how many independent samples say as much as these; None: they are independent.
+        """
+        n, p = effective or self.total, self.share
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         # Where all or none are hit, rounding would put the bound on the wrong side of the share.
