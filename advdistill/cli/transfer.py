@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,51 +60,38 @@ def transfer(
     if len(set(models)) < len(models):
         raise UsageError("a model is given twice", "name each once: the diagonal of the matrix is the model itself")
     from advdistill.cli.progress import progress
-    from advdistill.engine.evaluate import Results
-    from advdistill.engine.subject import Target, subject
+    from advdistill.engine.subject import Target
+    from advdistill.engine.transfer import matrix
 
     registry = registry_with(plugin)
-    targets = [Target(name, registry, device) for name in models]
-    lead = next((target for target in targets if target.opened), None)
-    # One ball and one data set for all: the first checkpoint's.
-    trained = lead.facts["threat"] if lead else {"norm": None, "eps": None}
-    ball, width = norm or trained["norm"], radius(eps) or trained["eps"]
-    rows = []
     with progress() as show:
-        for target in targets:
-            said = {}
-            for source in targets:
-                found = subject(
-                    target,
-                    registry,
-                    data=data,
-                    attack=attack,
-                    settings=settings,
-                    limit=limit,
-                    classes=classes,
-                    source="self" if source is target else source.name,
-                    data_of=lead,
-                    norm=ball,
-                    eps=width,
-                )
-                label = f"{source.name} → {target.name}"
-                bench = found.bench(batch_size=batch_size, progress=partial(_relabelled, show, label))
-                said[source.name] = Results.of(target.name, bench.columns(found.protocols))
-            rows.append((target.name, said))
+        rows = matrix(
+            [Target(name, registry, device) for name in models],
+            registry,
+            attack=attack,
+            settings=settings,
+            data=data,
+            classes=classes,
+            norm=norm,
+            eps=radius(eps),
+            limit=limit,
+            batch_size=batch_size,
+            told=show,
+        )
     if json:
-        print_json([{"model": name, "sources": {of: row.to_json() for of, row in said.items()}} for name, said in rows])
+        print_json(
+            [
+                {"model": name, "sources": {of: row.to_json() for of, row in said.items()}}
+                for name, said in zip(models, rows, strict=True)
+            ]
+        )
         return
     typer.echo(f"accuracy in % [95 % Wilson interval] under {attack} made on the model at the head of the column")
     table = []
-    for number, (name, said) in enumerate(rows, 1):
+    for number, (name, said) in enumerate(zip(models, rows, strict=True), 1):
         clean = next(iter(said.values())).counts["clean"]
         table.append([f"{number}", f"{100 * clean.share:.1f}", *(_percent(row) for row in said.values()), name])
     print_columns(["", "clean", *(f"on {number}" for number in range(1, len(rows) + 1)), "model"], table)
-
-
-def _relabelled(show: Callable[[str, int, int], None], label: str, protocol: str, done: int, total: int) -> None:
-    """Progress of one pair, under its own name."""
-    show(label, done, total)
 
 
 def _percent(row: Results) -> str:

@@ -1,0 +1,74 @@
+"""Who is misled by images that were made on whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from advdistill.engine.evaluate import Results
+from advdistill.engine.subject import Target, subject
+
+if TYPE_CHECKING:
+    from advdistill.hooks.registry import Registry
+
+Told = Callable[[str, int, int], None]
+"""`told(pair, done, total)` in samples; the pair is written "made on → shown to"."""
+
+
+def matrix(
+    targets: Sequence[Target],
+    registry: Registry,
+    *,
+    attack: str,
+    settings: Sequence[str] = (),
+    data: str | None = None,
+    classes: str = "all",
+    norm: str | None = None,
+    eps: float | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    told: Told = lambda pair, done, total: None,
+) -> list[dict[str, Results]]:
+    """Make images on each model and show them to every other; one ball and one data set for all, the first
+    checkpoint's where none is given.
+
+    Args:
+        targets: two or more, of different names. The other arguments: as for `subject`.
+
+    Returns:
+        One mapping a target, in their order: name of the model that the images were made on -> columns `clean` and the
+        attack's. The diagonal is white-box.
+
+    Raises:
+        UsageError, DataError, PluginError, RecipeError: as `subject`.
+    """
+    lead = next((target for target in targets if target.opened), None)
+    trained = lead.facts["threat"] if lead else {"norm": None, "eps": None}
+    rows = []
+    for target in targets:
+        said = {}
+        for source in targets:
+            found = subject(
+                target,
+                registry,
+                data=data,
+                attack=attack,
+                settings=settings,
+                limit=limit,
+                classes=classes,
+                source="self" if source is target else source.name,
+                data_of=lead,
+                norm=norm or trained["norm"],
+                eps=eps or trained["eps"],
+            )
+            show = partial(_relabelled, told, f"{source.name} → {target.name}")
+            bench = found.bench(batch_size=batch_size, progress=show)
+            said[source.name] = Results.of(target.name, bench.columns(found.protocols))
+        rows.append(said)
+    return rows
+
+
+def _relabelled(told: Told, pair: str, protocol: str, done: int, total: int) -> None:
+    """Progress of one pair, under its own name."""
+    told(pair, done, total)
