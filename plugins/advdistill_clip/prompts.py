@@ -178,6 +178,8 @@ class ClipPrompts(Clip):
         return found | {f"coupling.{name}": tensor for name, tensor in self.projections.named_parameters()}
 
     def modalities(self) -> dict[str, list[str]]:
+        if self.config.coupling != "none":  # each acts in both
+            return {}
         prompts = {"text": self.text, "visual": self.vision}
         return {where: [f"{where}.prompts"] for where, tokens in prompts.items() if tokens is not None}
 

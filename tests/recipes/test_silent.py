@@ -1,7 +1,7 @@
 """Recipes that do well show no sign of failure, and show what signs are read from.
 
-Full runs of every recipe are tests/benchmarks/signatures.py's; here two take some of their steps on smaller batches, their
-whole schedule in these.
+Full runs of every recipe are tests/benchmarks/signatures.py's; here two take a few steps on smaller batches, with the
+shape of their whole schedule.
 """
 
 from __future__ import annotations

@@ -345,9 +345,9 @@ def test_accuracy_under_the_training_attack(tmp_path: Path) -> None:
 
 def test_modalities_are_what_is_learned(tmp_path: Path) -> None:
     names = {}
-    for recipe in ("apd_digits", "apd_digits_text", "adv_maple_digits", "quickstart"):
+    for recipe in ("apd_digits", "apd_digits_text", "fap_digits", "quickstart"):
         model = build.model(default_registry(), load_recipe(recipe).student)
         names[recipe] = model.modalities()
         assert {name for some in names[recipe].values() for name in some} <= model.learned().keys()
     assert names["apd_digits"] == {"text": ["text.prompts"], "visual": ["visual.prompts"]}
-    assert all(len(names[recipe]) < 2 for recipe in ("apd_digits_text", "adv_maple_digits", "quickstart"))
+    assert all(len(names[recipe]) < 2 for recipe in ("apd_digits_text", "fap_digits", "quickstart"))
