@@ -200,7 +200,7 @@ def diagnose(
         if out:
             head = f"{patients[0].label} and its relatives" if len(patients) == 1 else "models side by side"
             samples = drawn.entries[0].robust.total
-            caption = f"robust: {what}, {_ball(patients[0])}, {samples} samples; zero-shot and shift: clean images"
+            caption = f"robust: {what}, {_ball(patients[0])}, {samples} samples, each model attacked itself"
             pictures["radar.png"] = portraits.radar_figure(drawn, head, caption)
         if not json:
             _show_radar(drawn, what)
@@ -329,7 +329,7 @@ def _show_doubts(indicators: Sequence[Indicator]) -> None:
 
 
 def _show_teachers(patient: Patient) -> None:
-    typer.echo("\nteachers on these images x and the examples x' made on the student, in % [95 % Wilson interval]")
+    typer.echo("\nteachers on these images x and the examples x' made on the student: % [95 % Wilson interval]")
     rows, bounds, whys = [], [], []
     for name, each in patient.teaching.items():
         for images, view in (("x", each.clean), ("x'", each.adversarial)):
@@ -338,7 +338,16 @@ def _show_teachers(patient: Patient) -> None:
         terms = [_percent(term) for term in (each.student_wrong, each.teacher_wrong, each.disagree)]
         bounds.append([name, *split, f"{terms[0]} ≤ {terms[1]} + {terms[2]}", _slack(each)])
         whys.append(f"{name}: {each.advice}")
-    print_columns(["teacher", "on", "right", "says what the student says", "KL(teacher || student), nats"], rows)
+    print_columns(
+        [
+            "teacher",
+            "on",
+            "right",
+            "says what the student says",
+            "KL(teacher || student) in nats [95 % bootstrap interval]",
+        ],
+        rows,
+    )
     typer.echo("\nthe student's errors on x', and the bound: student wrong ≤ teacher wrong + they disagree")
     head = ["teacher", "teacher wrong too", "teacher right", "fooled too", "bound", "slack"]
     print_columns(head, bounds)
@@ -347,11 +356,13 @@ def _show_teachers(patient: Patient) -> None:
 
 
 def _slack(each: Any) -> str:
-    return f"{100 * each.excess.value:.1f}, on {100 * each.slack.share:.1f} % of the images"
+    return f"{100 * each.excess.value:.1f}, from {100 * each.slack.share:.1f} % of the images"
 
 
 def _show_relevance(patient: Patient) -> None:
-    typer.echo("\nrelevance maps of the true class: how alike, mean cosine and Spearman's correlation [95 % interval]")
+    typer.echo(
+        "\nrelevance maps of the true class: how alike, mean cosine and Spearman's correlation [95 % bootstrap interval]"
+    )
     rows = []
     for name, own in patient.alike.items():
         for what, each in own.items():
@@ -366,7 +377,7 @@ def _similarity(each: Similarity | None) -> list[str]:
 def _show_radar(drawn: Radar, what: str) -> None:
     from advdistill.engine.portraits import table
 
-    typer.echo(f"\nmodels side by side: robust under {what}; zero-shot and shift on clean images; cost of one image")
+    typer.echo(f"\nmodels side by side: robust under {what}, each attacked itself; all else on clean images")
     axes = [axis.name for axis in drawn.axes]
     print_columns(["model", *axes, "parameters"], [table(entry, axes) for entry in drawn.entries])
     for axis, why in drawn.left_out.items():

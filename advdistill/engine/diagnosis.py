@@ -195,9 +195,13 @@ def side_by_side(
 
 def labels_of(names: Sequence[str]) -> list[str]:
     """What to call models in tables: their file, or the run's folder; in full where two would be called alike."""
-    short = [name if "@" in name else _short(Path(name.rpartition(":")[2])) for name in names]
+    short = [_short(name) for name in names]
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _short(file: Path) -> str:
+def _short(name: str) -> str:
+    if "@" in name:
+        model, _, weights = name.rpartition("@")
+        return f"{Path(model).name.removesuffix('.json')}@{Path(weights).name.removesuffix('.safetensors')}"
+    file = Path(name.rpartition(":")[2])
     return file.parent.name or file.stem if file.stem in ("last", "best") else file.stem

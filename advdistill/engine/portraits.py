@@ -110,6 +110,8 @@ def relevance_figure(
                 for second, (images, maps, said) in enumerate(pairs):
                     x = start + number * group + second * (cell + gap)
                     show(x, y, overlay(images[row], maps[row]))
+                    if not maps[row].any():
+                        write(x + cell / 2, y + cell / 2, "nothing", ha="center", color="white", fontsize=8)
                     says(x, y + cell + line / 2, said[row], label)
         scale = torch.linspace(1, 0, 256)[:, None]
         legend = show(width - bar + 0.05, head, _tinted(torch.full((256, 1), 0.5), scale), 0.14, 2 * cell)

@@ -99,9 +99,9 @@ class Radar:
         ]
         zero_shot = [entry.zero_shot.share for entry in self.entries if entry.zero_shot]
         if zero_shot:
-            found.append(Axis("zero-shot", "accuracy on new classes", tuple(zero_shot)))
+            found.append(Axis("zero-shot", "clean accuracy, new classes", tuple(zero_shot)))
         if self.entries[0].shifts:
-            found.append(Axis("shift", "mean over shifted sets", tuple(e.shift for e in self.entries)))
+            found.append(Axis("shift", "clean accuracy, mean of sets", tuple(e.shift for e in self.entries)))
         flops = [entry.flops for entry in self.entries if entry.flops]
         if len(flops) == len(self.entries):
             found.append(Axis("cost", f"rim = {written(min(flops))}", tuple(min(flops) / each for each in flops)))

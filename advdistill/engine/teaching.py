@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,17 @@ if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
 
 
+DRAWS = 1000
+"""Of the bootstrap."""
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean over samples.
 
     Attributes:
-        low, high: the normal 95 % interval, sampling error only; NaN for less than two samples.
+        low, high: the bootstrap's 95 % percentile interval (Efron 1979), sampling error only; it stays in the range of
+            the values.
         count: samples.
     """
 
@@ -39,15 +43,16 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor) -> Mean:
-        """Of (n,) finite numbers."""
-        values = values.double()
-        mean = values.mean().item()
-        half = 1.959964 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return cls(mean, mean - half, mean + half, len(values))
+        """Of (n,) finite numbers, n > 0; the same draws every time."""
+        values, generator = values.double(), torch.Generator().manual_seed(0)
+        count = len(values)
+        drawn = [values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(DRAWS)]
+        low, high = torch.stack(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return cls(values.mean().item(), low, high, count)
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """Plain data; None where there is no number."""
-        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(self).items()}
+    def to_json(self) -> dict[str, float | int]:
+        """Plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Teaching:
             )
         return (
             f"the teacher is wrong too about {self.wrong_too.hits} of the student's {errors} errors: "
-            "more distillation from it cannot mend these, a teacher that withstands such examples can"
+            "following it more closely cannot mend these, a teacher that withstands such examples can"
         )
 
     def to_json(self) -> dict[str, Any]:

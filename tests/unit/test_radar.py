@@ -113,3 +113,4 @@ def test_labels():
         "y/a/last.safetensors",
     ]
     assert labels_of(["last.safetensors"]) == ["last"]
+    assert labels_of(["/a/b.json@/c/d.safetensors", "ViT-B-32@openai"]) == ["b@d", "ViT-B-32@openai"]
