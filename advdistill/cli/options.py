@@ -20,12 +20,23 @@ def examples(*lines: str) -> str:
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Names of recipes, and YAML files below the folder typed so far."""
+    return _complete_file(incomplete, "")
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Names of studies, and YAML files below the folder typed so far."""
+    from advdistill.recipe.study import FOLDER
+
+    return _complete_file(incomplete, FOLDER)
+
+
+def _complete_file(incomplete: str, kind: str) -> list[str]:
     from advdistill.recipe.loader import recipe_files
 
     typed = Path(incomplete)
     folder = typed if incomplete.endswith("/") else typed.parent
     files = [str(folder / file.name) for file in folder.glob("*.yaml")]
-    names = [file.stem for file, _ in recipe_files(default_registry())]
+    names = [file.stem for file, _ in recipe_files(default_registry(), kind)]
     return sorted({name for name in [*names, *files] if name.startswith(incomplete)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from advdistill.errors import did_you_mean
+from advdistill.errors import RecipeError, did_you_mean
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.check import Check, check_format
 from advdistill.recipe.fields import Config
 from advdistill.recipe.loader import find_recipe, override, read_recipe
 from advdistill.recipe.model import Natural, Positive
-from advdistill.recipe.nodes import InvalidRecipe, Node, Problem
+from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
+from advdistill.recipe.suite import FOLDER as SUITES
 
 FOLDER = "studies"
 """Where studies lie below every folder of recipes."""
@@ -28,7 +30,7 @@ class Level(Config):
     """One row of the table, or one step of an axis: what is different in its cells."""
 
     recipe: str = ""
-    """The recipe of its cells; "": the study's."""
+    """The recipe of its cells: a name, or a path relative to the study's file; "": the study's."""
     set: Settings = Field(default_factory=dict)
     """Dotted path -> value; null takes a setting out."""
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
@@ -108,18 +110,29 @@ class Study:
     """A valid study.
 
     Attributes:
-        model: what the file says. path: the file. words: overrides for every cell. tree: `model` as plain data.
+        model: what the file says. path: the file. words: overrides for every cell.
+        overrides: all words that were given, the study's own keys included.
+        recipes, suites: as the file writes them -> the file that is meant.
+        root: the file's values with their places. tree: `model` as plain data.
     """
 
     model: StudyModel
     path: Path
     words: tuple[str, ...]
+    overrides: tuple[str, ...]
+    recipes: Mapping[str, Path]
+    suites: Mapping[str, Path]
+    root: Node
     tree: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """What it is called."""
         return self.model.name
+
+    def problem(self, path: KeyPath, message: str, hint: str = "") -> Problem:
+        """Something that is wrong at `path` in the file, or as near to it as the file says anything."""
+        return _problem(self.root, path, message, hint)
 
 
 def load_study(source: str | Path, registry: Registry, overrides: Sequence[str] = ()) -> Study:
@@ -138,26 +151,69 @@ def load_study(source: str | Path, registry: Registry, overrides: Sequence[str] 
     path = find_recipe(source, registry, folder=FOLDER)
     root = override(read_recipe(path, registry, folder=FOLDER), own).with_default("name", path.stem)
     check_format(root)
+    if "axes" not in root.value and "strategy" in root.value:
+        hint = f"`advdistill train {source}` runs it."
+        raise InvalidRecipe([_problem(root, ("strategy",), "a study has none: this is a recipe", hint)])
     check = Check(root, registry)
     model = check.validated(StudyModel)
     check.raise_if_any()
     assert model is not None  # None only together with a problem
-    if problems := list(_contradictions(root, model)):
+    named = _named(root, model)
+    problems = list(_contradictions(root, model))
+    recipes = _found(root, registry, named, "", problems)
+    suites = _found(root, registry, _suites(model), SUITES, problems)
+    if problems:
         raise InvalidRecipe(problems)
-    return Study(model, path, tuple(word for word in overrides if word not in own), model.model_dump(mode="json"))
+    words = tuple(word for word in overrides if word not in own)
+    tree = model.model_dump(mode="json")
+    return Study(model, path, words, tuple(overrides), recipes, suites, root, tree)
+
+
+def _problem(root: Node, path: KeyPath, message: str, hint: str = "") -> Problem:
+    node = root.nearest(path)
+    return Problem(node.key or node.mark, dotted(path), message, hint)
+
+
+def _named(root: Node, model: StudyModel) -> dict[KeyPath, str]:
+    """Where recipes are named."""
+    found: dict[KeyPath, str] = {("recipe",): model.recipe}
+    found |= {("needs", index): name for index, name in enumerate(model.needs)}
+    for axis, levels in model.axes.items():
+        found |= {("axes", axis, name, "recipe"): level.recipe for name, level in levels.items()}
+    return {path: name for path, name in found.items() if name}
+
+
+def _suites(model: StudyModel) -> dict[KeyPath, str]:
+    tunes = any(level.tune for levels in model.axes.values() for level in levels.values())
+    return {("protocol",): model.protocol, **({("tuning", "protocol"): model.tuning.protocol} if tunes else {})}
+
+
+def _found(
+    root: Node, registry: Registry, named: Mapping[KeyPath, str], folder: str, problems: list[Problem]
+) -> dict[str, Path]:
+    """The files that are meant. What a file writes is relative to it, like all that recipes write."""
+    found = {}
+    for path, name in named.items():
+        node = root.at(path)
+        beside = Path(node.mark.where).parent if node and node.mark.line else None
+        try:
+            found[name] = find_recipe(name, registry, beside, folder).absolute()
+        except RecipeError as error:
+            problems.append(_problem(root, path, error.message, error.hint))
+    return found
 
 
 def _contradictions(root: Node, model: StudyModel) -> list[Problem]:
     """What is legal by itself, but not together."""
     found = []
 
-    def fail(path: tuple[str | int, ...], message: str, hint: str = "") -> None:
-        found.append(Problem(root.nearest(path).mark, ".".join(map(str, path)), message, hint))
+    def fail(path: KeyPath, message: str, hint: str = "") -> None:
+        found.append(_problem(root, path, message, hint))
 
     for axis, levels in model.axes.items():
         for name, level in levels.items():
             at = ("axes", axis, name)
-            if not (level.recipe or model.recipe):
+            if not model.recipe and len(model.axes) == 1 and not level.recipe:
                 fail(at, "has no recipe", "Name one for the study (`recipe:`), or for each level.")
             size = configurations(level)
             if level.tune and size != model.tuning.budget:
@@ -170,8 +226,6 @@ def _contradictions(root: Node, model: StudyModel) -> list[Problem]:
             fail(("against", axis), f"there is no axis {axis!r}{did_you_mean(axis, model.axes)}")
         elif name not in model.axes[axis]:
             fail(("against", axis), f"{axis} has no level {name!r}{did_you_mean(name, model.axes[axis])}")
-    if len(model.against) > 1:
-        fail(("against",), "compare along one axis", "Leave one, or write two studies.")
     if len(set(model.seeds)) < len(model.seeds):
         fail(("seeds",), "a seed stands twice")
     if model.tuning.seed in model.seeds:
@@ -184,7 +238,4 @@ def _contradictions(root: Node, model: StudyModel) -> list[Problem]:
 
 def configurations(level: Level) -> int:
     """How many there are to choose from."""
-    count = 1
-    for values in level.tune.values():
-        count *= len(values)
-    return count
+    return math.prod(len(values) for values in level.tune.values())

@@ -1,7 +1,8 @@
 """From a study to its cells: which runs there are, and where each of them lies.
 
-A run's folder is named by a hash of its whole resolved recipe and of every file that this reads. Studies that share a
-cell therefore share its run, a changed recipe is another run, and what was finished is never touched.
+A run's folder is named by a hash of its whole resolved recipe and of every file that this reads, wherever that and the
+study lie. Studies that share a cell therefore share its run, a changed recipe is another run, and what was finished is
+never touched. (Of a folder of data only the path counts.)
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from advdistill.errors import RecipeError, UsageError
 from advdistill.hooks.registry import Registry
-from advdistill.recipe.loader import find_recipe
+from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Problem
 from advdistill.recipe.paths import resource
 from advdistill.recipe.resolve import Recipe, load_recipe
 from advdistill.recipe.study import Level, Study
@@ -33,6 +33,9 @@ UNMEASURED = (
 )
 """What every cell's recipe gets: a run neither sees nor measures test data; its last state is measured afterwards."""
 
+LOG, FAILURE = "log.txt", "failure.txt"
+"""In a run's folder: what its process said; why it failed the last time, if it did."""
+
 SEEDS = ("shots_seed", "init_seed")
 """Settings of data, students and teachers that move with the seed of a cell, beside the run's own."""
 
@@ -42,8 +45,8 @@ class Unit:
     """One run to be trained and measured, in words that any process on any machine understands.
 
     Attributes:
-        title: what to call it. source: the recipe. words: overrides. plugins: single-file plugins.
-        folder: the run's. suite: what the run is measured with; "": with nothing more than its recipe says.
+        title: what to call it. source: the recipe's file. words: overrides. plugins: single-file plugins.
+        folder: the run's. suite: file of what the run is measured with; "": with nothing more than its recipe says.
         measured: where the measurements go, below the folder; "": nowhere.
     """
 
@@ -58,8 +61,23 @@ class Unit:
     @property
     def finished(self) -> bool:
         """Whether all of it is done."""
-        done = Path(self.folder) / (f"{self.measured}/unit.json" if self.measured else "results.json")
-        return done.is_file()
+        return bool(self.facts()) if self.measured else (Path(self.folder) / "results.json").is_file()
+
+    def facts(self) -> dict[str, Any]:
+        """What `unit.json`, its last file, says of it; {} where that is not there, or is damaged: then it is measured
+        again."""
+        try:
+            said = json.loads((Path(self.folder) / self.measured / "unit.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def failure(self) -> str:
+        """Why it failed the last time; "" if it did not."""
+        try:
+            return (Path(self.folder) / FAILURE).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +85,8 @@ class Row:
     """One combination of levels: a line of the table.
 
     Attributes:
-        levels: axis -> name of the level. source: the recipe. words: its overrides, the study's included.
-        level: the levels themselves. recipe: resolved, with the seeds of the recipe itself, untuned.
+        levels: axis -> name of the level. source: the recipe, as the study names it. words: its overrides, the study's
+            included. level: the levels themselves. recipe: resolved, with the seeds of the recipe itself, untuned.
     """
 
     levels: Mapping[str, str]
@@ -91,6 +109,11 @@ class Row:
             for values in itertools.product(*tuned.values())
         ]
 
+    @property
+    def tuned(self) -> bool:
+        """Whether there is anything to choose."""
+        return len(self.configurations) > 1
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -109,71 +132,111 @@ class Plan:
         plugins: single-file plugins for every cell.
 
     Raises:
-        RecipeError: a cell's recipe is not valid; all such are named.
-        UsageError: two axes name a recipe or tune the same setting.
+        RecipeError: a cell's recipe is not valid, two axes name a recipe or tune, two rows are one and the same, or a
+            suite looks at the wrong images; all of a kind are named, with their place in the study.
         PluginError: a plugin is missing or broken.
     """
 
     def __init__(self, study: Study, registry: Registry, home: Path, plugins: Sequence[str] = ()) -> None:
-        self.study, self.home, self.plugins = study, home, tuple(plugins)
+        self.study, self.home, self.plugins = study, home, tuple(str(Path(file).absolute()) for file in plugins)
         self._registry = registry.with_files(plugins)
         self._files: dict[Path, str] = {}
-        self.suite = self._suite(study.model.protocol, "test")
+        self._loaded: dict[tuple[str, tuple[str, ...]], Recipe] = {}
+        self.suite = self._suite(("protocol",), study.model.protocol, "test")
         self.rows = self._rows()
-        if any(len(row.configurations) > 1 for row in self.rows):
-            self.tuning: Suite | None = self._suite(study.model.tuning.protocol, "val")
-        else:
-            self.tuning = None
+        self._refuse_twins()
+        self.tuning: Suite | None = None
+        if any(row.tuned for row in self.rows):
+            self.tuning = self._suite(("tuning", "protocol"), study.model.tuning.protocol, "val")
 
     @property
     def folder(self) -> Path:
         """Where the study's tables go."""
         return self.home / self.study.name
 
-    def _suite(self, name: str, split: str) -> Suite:
-        suite = load_suite(name, self._registry)
+    def _suite(self, path: KeyPath, name: str, split: str) -> Suite:
+        suite = load_suite(self.study.suites[name], self._registry)
         if suite.model.split != split:
-            raise UsageError(f"protocol {name} looks at {suite.model.split}, and this one must look at {split}")
+            message = f"{name} looks at {suite.model.split} data, and this one must look at {split} data"
+            raise InvalidRecipe([self.study.problem(path, message)])
         return suite
 
     def _rows(self) -> list[Row]:
         rows: list[Row] = []
-        problems: dict[str, list[str]] = {}
-        hint = ""
+        problems: dict[Problem, list[str]] = {}
         for levels in itertools.product(*(axis.items() for axis in self.study.model.axes.values())):
             names = dict(zip(self.study.model.axes, (name for name, _ in levels), strict=True))
             try:
                 rows.append(self._row(names, tuple(level for _, level in levels)))
-            except RecipeError as error:
-                problems.setdefault(error.message, []).append(" · ".join(names.values()))
-                hint = error.hint
+            except InvalidRecipe as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(" · ".join(names.values()))
+        count = len(rows) + len({name for names in problems.values() for name in names})
         if problems:
-            told = [f"{', '.join(who)}:\n{message}" for message, who in problems.items()]
-            raise RecipeError("\n\n".join(told), hint)
+            raise InvalidRecipe(
+                replace(problem, message=f"{problem.message} (in {_some(names, count)})")
+                for problem, names in problems.items()
+            )
         return rows
 
     def _row(self, names: Mapping[str, str], levels: tuple[Level, ...]) -> Row:
         model, name = self.study.model, " · ".join(names.values())
+        here = [("axes", *place) for place in names.items()]
+        marks: dict[str, Mark] = {}
+
+        def settings(path: KeyPath, given: Mapping[str, Any]) -> list[str]:
+            """As words, each of which is known by its place from here on."""
+            words = {key: _word(key, value) for key, value in given.items()}
+            marks.update({word: self.study.problem((*path, key), "").mark for key, word in words.items()})
+            return list(words.values())
+
         sources = [level.recipe for level in levels if level.recipe] or [model.recipe]
-        tuned = [path for level in levels for path in level.tune]
-        if len(sources) > 1:
-            raise UsageError(f"{name}: two axes name a recipe", "let one axis do so, and the other set settings")
-        if len(set(tuned)) < len(tuned):
-            raise UsageError(f"{name}: two axes tune the same setting", "tune it along one of them")
-        words = [_word(path, value) for path, value in model.set.items()]
+        if len(sources) > 1 or not sources[0]:
+            message = f"{'two axes name a recipe' if sources[0] else 'has no recipe'}: {name}"
+            hint = "Let one axis name recipes, and the others set settings." if sources[0] else "Give `recipe:`."
+            raise InvalidRecipe([self.study.problem(here[-1], message, hint)])
+        if sum(bool(level.tune) for level in levels) > 1:
+            raise InvalidRecipe([self.study.problem(here[-1], f"two axes tune: {name}", "Tune along one of them.")])
+        words = settings(("set",), model.set)
         words += self.study.words
-        words += [_word(path, value) for level in levels for path, value in level.set.items()]
-        recipe = self._load(sources[0], words)
-        if recipe.evaluate.controls:
-            words.append("evaluate.controls=null")
-        words += UNMEASURED
-        row = Row(names, sources[0], tuple(words), levels, self._load(sources[0], words))
-        for chosen in row.configurations[1:]:
-            self._load(row.source, [*words, *chosen])  # a value that is not valid is told before anything runs
+        for path, level in zip(here, levels, strict=True):
+            words += settings((*path, "set"), level.set)
+        for path, level in zip(here, levels, strict=True):
+            for key, values in level.tune.items():
+                for index, value in enumerate(values):
+                    marks[_word(key, value)] = self.study.problem((*path, "tune", key, index), "").mark
+        try:
+            recipe = self._load(sources[0], words)
+            if recipe.evaluate.controls:
+                words.append("evaluate.controls=null")
+            words += UNMEASURED
+            row = Row(names, sources[0], tuple(words), levels, self._load(sources[0], words))
+            for chosen in row.configurations:
+                self._load(row.source, [*words, *chosen])  # a value that is not valid is told before anything runs
+        except InvalidRecipe as error:
+            raise InvalidRecipe(
+                replace(problem, mark=marks.get(problem.mark.text, problem.mark)) for problem in error.problems
+            ) from error
         return row
 
     def _load(self, source: str, words: Sequence[str]) -> Recipe:
-        return load_recipe(find_recipe(source, self._registry, beside=None), words, self._registry)
+        key = source, tuple(words)
+        if key not in self._loaded:
+            self._loaded[key] = load_recipe(self.study.recipes[source], words, self._registry)
+        return self._loaded[key]
+
+    def _refuse_twins(self) -> None:
+        known: dict[str, Row] = {}
+        problems = []
+        for row in self.rows:
+            other = known.setdefault(_hash([_run(row.recipe), row.configurations]), row)
+            if other is not row:
+                axis, level = next(item for item in row.levels.items() if item not in other.levels.items())
+                message = f"{row.name} and {other.name} are the same run: nothing that is set tells them apart"
+                hint = "Let them differ in a setting, or take one of them out."
+                problems.append(self.study.problem(("axes", axis, level), message, hint))
+        if problems:
+            raise InvalidRecipe(problems)
 
     def needs(self) -> list[Unit]:
         """Runs that others start from, in order; words for the data are theirs, too."""
@@ -181,48 +244,38 @@ class Plan:
         found = []
         for source in self.study.model.needs:
             recipe = self._load(source, words)
-            found.append(Unit(recipe.name, source, words, recipe.save.dir, plugins=self.plugins))
+            file = str(self.study.recipes[source])
+            found.append(Unit(recipe.name, file, words, recipe.save.dir, plugins=self.plugins))
         return found
 
     def trials(self) -> list[tuple[Row, list[Unit]]]:
         """What is tried for each row that is tuned, in the order of its configurations."""
         seed, found = self.study.model.tuning.seed, []
         for row in self.rows:
-            if len(row.configurations) == 1:
-                continue
-            assert self.tuning is not None
-            units = [
-                self._unit(row, seed, words, self.tuning, f"{row.name} · {' '.join(words)}")
-                for words in row.configurations
-            ]
-            found.append((row, units))
+            if row.tuned:
+                assert self.tuning is not None
+                units = [
+                    self._unit(row, seed, words, self.tuning, f"{row.name} · {' '.join(words)}")
+                    for words in row.configurations
+                ]
+                found.append((row, units))
         return found
 
     def cells(self, winners: Mapping[str, Sequence[str]]) -> list[Cell]:
-        """All of them, seed by seed within each row.
+        """All of them, seed by seed within each row. (Rows that are tuned may come to one and the same run.)
 
         Args:
             winners: name of a row -> the words that were chosen for it.
-
-        Raises:
-            UsageError: two cells would be one and the same run.
         """
-        found = [
-            Cell(row, seed, self._unit(row, seed, winners.get(row.name, ()), self.suite, f"{row.name} · seed {seed}"))
-            for row in self.rows
-            for seed in self.study.model.seeds
-        ]
-        by_folder: dict[str, str] = {}
-        for cell in found:
-            if (other := by_folder.setdefault(cell.unit.folder, cell.unit.title)) != cell.unit.title:
-                raise UsageError(
-                    f"{other} and {cell.unit.title} are the same run: nothing that is set tells them apart",
-                    "let their levels differ in a setting, or take one of them out",
-                )
+        found = []
+        for row in self.rows:
+            chosen = winners.get(row.name, () if row.tuned else row.configurations[0])
+            for seed in self.study.model.seeds:
+                found.append(Cell(row, seed, self._unit(row, seed, chosen, self.suite, f"{row.name} · seed {seed}")))
         return found
 
     def _unit(self, row: Row, seed: int, chosen: Sequence[str], suite: Suite, title: str) -> Unit:
-        recipe = self._load(row.source, [*row.words, *chosen]) if chosen else row.recipe
+        recipe = self._load(row.source, [*row.words, *chosen])
         moved: dict[tuple[str, ...], int] = {("seed",): recipe.seed + seed}
         for block in ("data", "student", "teachers"):
             moved |= {path: value + seed for path, value in _settings(recipe.tree[block], (block,), SEEDS)}
@@ -231,7 +284,7 @@ class Plan:
         folder = self.home / "cells" / f"{recipe.name}-{digest}"
         return Unit(
             title,
-            row.source,
+            str(self.study.recipes[row.source]),
             (*words, f"save.dir={folder}"),
             str(folder),
             str(suite.path),
@@ -240,24 +293,43 @@ class Plan:
         )
 
     def _digest(self, recipe: Recipe, moved: Mapping[tuple[str, ...], Any]) -> str:
-        tree = json.loads(json.dumps({k: v for k, v in recipe.tree.items() if k not in ("name", "save", "report")}))
+        tree = _run(recipe)
         for path, value in moved.items():
             place = tree
             for step in path[:-1]:
                 place = place[step]
             place[path[-1]] = value
-        read = {text: self._content(resource(text)) for text in _texts(tree)}
-        files = {text: content for text, content in read.items() if content}
-        return _hash([tree, files, sorted(recipe.plugin_hashes.values()), recipe.save.dtype])[:12]
+        # A word is not a file because one of that name happens to lie in the current folder.
+        paths = {text: resource(text) for text in _texts(tree) if set(text) & set("/.:")}
+        files = {text: content for text, path in paths.items() if (content := self._content(path))}
+        return _hash([tree, files])[:12]
 
     def _content(self, path: Path) -> str:
-        """A hash of a file; "" for what is none."""
+        """A hash of a file; "" for what is none (yet)."""
+        if path in self._files:
+            return self._files[path]
         try:
-            if path not in self._files:
-                self._files[path] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            if not path.is_file():
+                return ""
+            self._files[path] = hashlib.sha256(path.read_bytes()).hexdigest()
         except (OSError, ValueError):  # text that cannot be a path
-            self._files[path] = ""
+            return ""
         return self._files[path]
+
+
+def _run(recipe: Recipe) -> dict[str, Any]:
+    """All that decides what a run comes to, as plain data of its own: plugin files by what is in them."""
+    tree: dict[str, Any] = json.loads(json.dumps(dict(recipe.tree)))
+    own = {key: value for key, value in tree.items() if key not in ("name", "save", "report", "plugins")}
+    return {**own, "save": {"dtype": recipe.save.dtype}, "plugins": sorted(recipe.plugin_hashes.values())}
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """Rows by name, as many as one reads; `count`: how many there are in all."""
+    names = list(dict.fromkeys(names))
+    if len(names) == count > 1:
+        return "every row"
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _word(path: str, value: Any) -> str:

@@ -10,20 +10,41 @@ Nothing that is finished is done again, and a run that fails loses no other.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from advdistill.errors import RunError, UsageError
-from advdistill.study.cells import Cell, Plan, Row, Unit
+from advdistill.errors import RunError, UsageError, UserError, did_you_mean
+from advdistill.study.cells import LOG, Cell, Plan, Row, Unit
 from advdistill.study.launchers import Launcher
 
-Told = Callable[[str, int, int, Unit, str, float], None]
-"""Told of every unit that ends: stage, number, of how many, which, why it failed or "", seconds since the stage
-began."""
+STAGES = ("needs", "trials", "cells")
+"""What is done one after the other."""
+
+
+class Stopped(UserError):
+    """A study was asked to stop; all that it has is saved."""
+
+    exit_code = 130
+
+
+class Watcher:
+    """Is told how a study goes; this one does not care."""
+
+    def stage(self, name: str, total: int, finished: int) -> None:
+        """A stage begins with so many units, of which some are finished already."""
+
+    def began(self, unit: Unit) -> None:
+        """Somebody has begun it. Not every launcher knows."""
+
+    def ended(self, unit: Unit, why: str) -> None:
+        """It is done, or has failed and why."""
+
+    def warned(self, message: str) -> None:
+        """Something is not as it should be, and the study goes on."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,8 @@ class Found:
 
     Attributes:
         cells: those that are finished. chosen: name of a row -> what its tuning came to.
-        failed: title -> why. missing: cells that are not there for another reason, such as a failed trial.
+        failed: title -> why. missing: what is not there for another reason: rows whose trials are not all finished,
+            cells that nobody has run.
     """
 
     plan: Plan
@@ -54,51 +76,97 @@ class Found:
     missing: list[str] = field(default_factory=list)
 
 
-def run(plan: Plan, launcher: Launcher, tell: Told, accept_changes: bool = False) -> Found:
-    """All of it.
+def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_changes: bool = False) -> Found:
+    """All but the tables.
 
     Raises:
-        UsageError: cells have changed since they were run, and nobody said that they may; two cells are the same.
-        RunError: what the others start from could not be trained.
+        UsageError: cells have changed since they were run, and nobody said that they may.
+        RunError: what the others start from could not be trained, or the study's folder cannot be written.
+        Stopped: by Ctrl-C.
     """
+    watcher = watcher or Watcher()
+    index = Index(plan.folder / "study.json", watcher)
     found = Found(plan)
-    _needs(found, launcher, tell)
-    _tune(found, launcher, tell)
-    cells = plan.cells({name: chosen.words for name, chosen in found.chosen.items()})
-    found.missing = [row.name for row in _untuned(found)]
-    cells = [cell for cell in cells if cell.row.name not in found.missing]
-    index = Index(plan.folder / "study.json")
-    if (changed := index.changed(cells)) and not accept_changes:
-        raise UsageError(
-            f"{len(changed)} cells are not the runs any more that they were: {', '.join(changed[:8])}"
-            + (f" and {len(changed) - 8} more" if len(changed) > 8 else ""),
-            "undo the change, or run them anew with --accept-changes; what is finished is kept either way",
-        )
-    index.write(plan, cells, found)
-    found.failed |= _through("cells", [cell.unit for cell in cells], launcher, tell)
-    found.cells = [cell for cell in cells if cell.unit.finished]
+    try:
+        for unit in plan.needs():  # one after the other: they may start from each other
+            if why := _through("needs", [unit], launcher, watcher).get(unit.title):
+                raise RunError(f"{unit.title}, which the others start from: {why}", f"see {Path(unit.folder) / LOG}")
+        found.failed |= _through("trials", trials(plan), launcher, watcher)
+        found.chosen = chosen(plan)
+        cells = known_cells(plan, found.chosen)
+        index.refuse_changes(plan, cells, accept_changes)
+        index.write(plan, cells, found)
+        found.failed |= _through("cells", [cell.unit for cell in cells], launcher, watcher)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; what is finished and what was under way is kept", "the same command goes on") from None
+    _settle(found, cells)
     index.write(plan, cells, found)
     return found
 
 
-def _needs(found: Found, launcher: Launcher, tell: Told) -> None:
-    # One after the other: they may start from each other.
-    for unit in found.plan.needs():
-        if failed := _through("needs", [unit], launcher, tell):
-            raise RunError(f"{unit.title}, which the others start from: {failed[unit.title]}", "nothing else was begun")
+def collect(plan: Plan, watcher: Watcher | None = None) -> Found:
+    """A study as it stands; nothing is run."""
+    found = Found(plan, chosen=chosen(plan))
+    cells = known_cells(plan, found.chosen)
+    found.failed = {
+        unit.title: why
+        for unit in [*trials(plan), *(cell.unit for cell in cells)]
+        if not unit.finished and (why := unit.failure())
+    }
+    _settle(found, cells)
+    Index(plan.folder / "study.json", watcher or Watcher()).write(plan, cells, found)
+    return found
 
 
-def _tune(found: Found, launcher: Launcher, tell: Told) -> None:
-    trials = found.plan.trials()
-    every = {unit.folder: unit for _, units in trials for unit in units}
-    found.failed |= _through("trials", list(every.values()), launcher, tell)
-    for row, units in trials:
-        if all(unit.finished for unit in units):
-            found.chosen[row.name] = _choose(row, units)
+def _settle(found: Found, cells: Sequence[Cell]) -> None:
+    found.cells = [cell for cell in cells if cell.unit.finished]
+    found.missing = [row.name for row in found.plan.rows if row.tuned and row.name not in found.chosen]
+    found.missing += [c.unit.title for c in cells if not c.unit.finished and c.unit.title not in found.failed]
 
 
-def _untuned(found: Found) -> list[Row]:
-    return [row for row in found.plan.rows if len(row.configurations) > 1 and row.name not in found.chosen]
+def trials(plan: Plan) -> list[Unit]:
+    """All trials, each once."""
+    return list({unit.folder: unit for _, units in plan.trials() for unit in units}.values())
+
+
+def chosen(plan: Plan) -> dict[str, Chosen]:
+    """Name of a row -> what its tuning came to, of rows whose trials are all finished."""
+    return {row.name: _choose(row, units) for row, units in plan.trials() if all(unit.finished for unit in units)}
+
+
+def known_cells(plan: Plan, winners: Mapping[str, Chosen]) -> list[Cell]:
+    """The cells of rows that are not tuned, or whose tuning is over."""
+    cells = plan.cells({name: won.words for name, won in winners.items()})
+    return [cell for cell in cells if not cell.row.tuned or cell.row.name in winners]
+
+
+def task(plan: Plan, name: str) -> Unit:
+    """One unit by stage and number.
+
+    Args:
+        name: such as `cells:3`, from 0.
+
+    Raises:
+        UsageError: there is none.
+        RunError: it is a cell, and the trials of its row are not finished.
+    """
+    stage, _, number = name.partition(":")
+    if stage not in STAGES:
+        close = did_you_mean(stage, STAGES)
+        raise UsageError(f"--task {name}: there is no stage {stage!r}{close}", f"one of {', '.join(STAGES)}, or tables")
+    if stage == "cells":
+        cells = plan.cells({row: won.words for row, won in chosen(plan).items()})
+        units = [cell.unit for cell in cells]
+    else:
+        units = plan.needs() if stage == "needs" else trials(plan)
+    if not number.isdecimal() or int(number) >= len(units):
+        what = f"{stage}:0 to {stage}:{len(units) - 1}" if units else f"no {stage} in this study"
+        raise UsageError(f"--task {name}: there is {what}")
+    if stage == "cells" and (row := cells[int(number)].row).tuned:
+        left = [unit for each, some in plan.trials() if each is row for unit in some if not unit.finished]
+        if left:
+            raise RunError(f"{row.name}: {len(left)} of its trials are not finished, such as {left[0].title}")
+    return units[int(number)]
 
 
 def _choose(row: Row, units: Sequence[Unit]) -> Chosen:
@@ -115,34 +183,64 @@ def score(unit: Unit) -> tuple[float, float]:
     return float(evaluation.worst()[1].float().mean()), clean
 
 
-def _through(stage: str, units: Sequence[Unit], launcher: Launcher, tell: Told) -> dict[str, str]:
-    """What is not finished of them. Returns title -> why, of those that failed."""
-    left, failed, began = [unit for unit in units if not unit.finished], {}, time.monotonic()
-    for number, (unit, why) in enumerate(launcher.run(left) if left else (), len(units) - len(left) + 1):
-        tell(stage, number, len(units), unit, why, time.monotonic() - began)
-        if why:
-            failed[unit.title] = why
-    return failed
+def _through(stage: str, units: Sequence[Unit], launcher: Launcher, watcher: Watcher) -> dict[str, str]:
+    """What is not finished of them, each run once. Returns title -> why, of those that failed."""
+    unique = {unit.folder: unit for unit in units}
+    left = [unit for unit in unique.values() if not unit.finished]
+    failed: dict[str, str] = {}
+    watcher.stage(stage, len(unique), len(unique) - len(left))
+    with contextlib.closing(launcher.run(left)) as news:
+        for unit, why in news if left else ():
+            if why is None:
+                watcher.began(unit)
+            else:
+                watcher.ended(unit, why)
+                failed |= {unit.folder: why} if why else {}
+    return {unit.title: failed[unit.folder] for unit in units if unit.folder in failed}
 
 
 class Index:
-    """`study.json`: which run each cell is, so that a change is noticed, and what became of it."""
+    """`study.json`: which run each cell is, so that a change is noticed, and what became of it.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        RunError: its folder cannot be made.
+    """
+
+    def __init__(self, path: Path, watcher: Watcher) -> None:
         self._path = path
-        self._known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._cells: dict[str, Any] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                self._cells = dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        except OSError as error:
+            raise RunError(f"cannot use {path.parent}: {error.strerror}", "choose another --dir") from error
+        except (ValueError, KeyError, TypeError):
+            watcher.warned(f"{path} is damaged: what is finished is found, but not what has changed since")
 
-    def changed(self, cells: Sequence[Cell]) -> list[str]:
-        """Titles of those that were finished as another run than they are now, and are not finished yet as this."""
-        before = self._known.get("cells", {})
-        return [
-            cell.unit.title
-            for cell in cells
-            if (was := before.get(cell.unit.title))
-            and was["finished"]
-            and was["run"] != cell.unit.folder
-            and not cell.unit.finished
-        ]
+    def refuse_changes(self, plan: Plan, cells: Sequence[Cell], accept: bool) -> None:
+        """Cells that were finished as another run than they are now, and are not finished as this one, stop the study.
+
+        Raises:
+            UsageError: there are such, and nobody accepts them.
+        """
+        changed = {cell: was for cell in cells if (was := self._before(cell)) and not cell.unit.finished}
+        if not changed or accept:
+            return
+        told = list(changed)[:8]
+        lines = [f"  {cell.unit.title}: {_change(plan, cell, changed[cell])}" for cell in told]
+        lines += [f"  and {len(changed) - len(told)} more"] if len(changed) > len(told) else []
+        raise UsageError(
+            "\n".join([f"{len(changed)} finished cells are not the runs any more that they were:", *lines]),
+            "undo the change, or run them anew with --accept-changes; what is finished is kept either way",
+        )
+
+    def _before(self, cell: Cell) -> str:
+        """The run that this cell was when it was finished, if it is another one now; else ""."""
+        match self._cells.get(cell.unit.title):
+            case {"finished": True, "run": str(run)} if run != Path(cell.unit.folder).name:
+                return run
+        return ""
 
     def write(self, plan: Plan, cells: Sequence[Cell], found: Found) -> None:
         """As things stand."""
@@ -151,7 +249,7 @@ class Index:
         said = {
             "study": dict(plan.study.tree),
             "file": str(plan.study.path),
-            "words": list(plan.study.words),
+            "words": list(plan.study.overrides),
             "tuned": {
                 name: {
                     "chosen": list(chosen.words),
@@ -159,17 +257,35 @@ class Index:
                 }
                 for name, chosen in found.chosen.items()
             },
-            "cells": {
-                cell.unit.title: {
-                    "levels": dict(cell.row.levels),
-                    "seed": cell.seed,
-                    "run": cell.unit.folder,
-                    "measured": cell.unit.measured,
-                    "finished": cell.unit.finished,
-                    **({"failed": found.failed[cell.unit.title]} if cell.unit.title in found.failed else {}),
-                }
-                for cell in cells
-            },
+            "cells": {cell.unit.title: self._said(cell, found) for cell in cells},
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(self._path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def _said(self, cell: Cell, found: Found) -> dict[str, Any]:
+        unit = cell.unit
+        if not unit.finished and (was := self._before(cell)):
+            return dict(self._cells[unit.title], run=was)  # until it is finished anew, a change is still a change
+        return {
+            "levels": dict(cell.row.levels),
+            "seed": cell.seed,
+            "run": Path(unit.folder).name,
+            "measured": unit.measured,
+            "finished": unit.finished,
+            **({"failed": found.failed[unit.title]} if unit.title in found.failed else {}),
+        }
+
+
+def _change(plan: Plan, cell: Cell, was: str) -> str:
+    """What is different, in words."""
+    from advdistill.recipe.diff import diff
+    from advdistill.recipe.resolve import load_recipe
+
+    unit = cell.unit
+    try:
+        before = load_recipe(Path(unit.folder).with_name(was) / "recipe.yaml", plugins=unit.plugins).tree
+    except UserError:
+        return "another recipe"
+    after = load_recipe(unit.source, unit.words, plugins=unit.plugins).tree
+    changes = [c for c in diff(before, after) if c.path.split(".")[0] not in ("name", "save", "report")]
+    told = [f"{c.path} {json.dumps(c.left)} -> {json.dumps(c.right)}" for c in changes[:3]]
+    return ", ".join(told) + (" …" if len(changes) > 3 else "") or "a file that it reads"

@@ -3,33 +3,95 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import platform
+import sys
 import time
 import traceback
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from advdistill.errors import UserError
-from advdistill.study.cells import Unit
+from advdistill.errors import RunError, UserError
+from advdistill.study.cells import FAILURE, LOG, Unit
+
+INTERRUPTED = "interrupted"
+"""Why a unit failed that was told to stop; all is saved."""
 
 
 def attempt(unit: Unit) -> str:
-    """Do it. Returns "" once it is done, else why it could not be."""
+    """Do it. Returns "" once it is done, else why it could not be, which `Unit.failure` tells from then on, too.
+
+    What it prints, warnings and tracebacks included, goes to the log in the run's folder.
+    """
+    folder = Path(unit.folder)
+    try:
+        with _claimed(folder), _logged(folder / LOG):
+            (folder / FAILURE).unlink(missing_ok=True)
+            why = _why(unit)
+            if why and why != INTERRUPTED:
+                (folder / FAILURE).write_text(f"{why}\n", encoding="utf-8")
+            return why
+    except (UserError, OSError) as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _why(unit: Unit) -> str:
     try:
         work(unit)
     except UserError as error:
-        return f"{error.message}\n{error.hint}".strip()
+        print(error.message, error.hint, sep="\n", file=sys.stderr)
+        stopped = error.exit_code == 130
+        return INTERRUPTED if stopped else ": ".join(filter(None, (error.message, error.hint)))
     except KeyboardInterrupt:
-        return "interrupted"
-    except Exception as error:  # one cell's bug must not lose the others
-        note = Path(unit.folder) / "traceback.txt"
-        with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(traceback.format_exc(), encoding="utf-8")
-        return f"internal error: {type(error).__name__}: {error} ({note})"
+        return INTERRUPTED
+    except (Exception, SystemExit) as error:  # one cell's bug must not lose the others
+        traceback.print_exc()
+        return f"internal error: {type(error).__name__}: {error}"
     return ""
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Only one process at a time is at work on a run. Another one waits: studies may share runs.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".unit").open("w")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}", "choose another folder") from error
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"{folder}: another process is at work on this run; waiting for it", file=sys.stderr, flush=True)
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """All that is printed meanwhile goes to the end of a file, from whatever library."""
+    with path.open("a", encoding="utf-8", buffering=1) as log:
+        sys.stdout.flush()
+        before = [os.dup(1), os.dup(2)]
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                yield
+        finally:
+            for number, kept in enumerate(before, 1):
+                os.dup2(kept, number)
+                os.close(kept)
 
 
 def work(unit: Unit) -> None:
@@ -38,17 +100,16 @@ def work(unit: Unit) -> None:
     Raises:
         UserError: as `train` and `evaluate`.
     """
-    from advdistill.engine import fit
-    from advdistill.hooks.registry import default_registry
-    from advdistill.recipe.loader import find_recipe
-    from advdistill.recipe.resolve import load_recipe
-
     if unit.finished:
         return
+    from advdistill.engine import fit
+    from advdistill.hooks.registry import default_registry
+    from advdistill.recipe.resolve import load_recipe
+
     registry = default_registry().with_files(unit.plugins)
     folder, began = Path(unit.folder), time.monotonic()
     if not (folder / "results.json").is_file():
-        recipe = load_recipe(find_recipe(unit.source, registry), unit.words, registry, unit.plugins)
+        recipe = load_recipe(unit.source, unit.words, registry, unit.plugins)
         fit.train(recipe, registry, resume=(folder / "recipe.yaml").is_file())
     if unit.measured:
         _measure(unit, registry, time.monotonic() - began)
@@ -65,13 +126,14 @@ def _measure(unit: Unit, registry: Any, trained: float) -> None:
     target = Target(f"{unit.folder}/last.safetensors", registry)
     with Campaign(Path(unit.folder) / unit.measured, target, suite, {}, overwrite=False) as campaign:
         began = time.monotonic()
-        campaign.run(list(subjects(target, suite, registry)), registry, images=False)
+        found, _ = campaign.run(list(subjects(target, suite, registry)), registry, images=False)
     said = {
         "split": suite.model.split,
         "opened": opened,
         "machine": machine(),
         "trained here for": round(trained, 1),
         "measured here for": round(time.monotonic() - began, 1),
+        "accuracy": {column.heading: column.outcome.count.share for column in found.columns},
     }
     # Its last file: with it the unit is finished.
     write_bytes(Path(unit.folder) / unit.measured / "unit.json", (json.dumps(said, indent=1) + "\n").encode())
