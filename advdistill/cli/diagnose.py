@@ -360,9 +360,7 @@ def _slack(each: Any) -> str:
 
 
 def _show_relevance(patient: Patient) -> None:
-    typer.echo(
-        "\nrelevance maps of the true class: how alike, mean cosine and Spearman's correlation [95 % bootstrap interval]"
-    )
+    typer.echo("\nhow alike relevance maps of the true class are: mean over images [95 % bootstrap interval]")
     rows = []
     for name, own in patient.alike.items():
         for what, each in own.items():

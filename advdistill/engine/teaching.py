@@ -181,14 +181,16 @@ class Teaching:
         errors = self.student_wrong.hits
         if not errors:
             return "the student is right about all examples: a stronger attack would say more"
+        low, high = self.apart.wilson()
+        few = " (too few errors to be sure)" if low < 0.5 < high else ""
         if self.apart.share > 0.5:
             return (
                 f"the teacher is right about {self.apart.hits} of the student's {errors} errors: "
-                "following it more closely can help"
+                f"following it more closely can help{few}"
             )
         return (
             f"the teacher is wrong too about {self.wrong_too.hits} of the student's {errors} errors: "
-            "following it more closely cannot mend these, a teacher that withstands such examples can"
+            f"following it more closely cannot mend these, a teacher that withstands such examples can{few}"
         )
 
     def to_json(self) -> dict[str, Any]:

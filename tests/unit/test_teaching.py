@@ -60,9 +60,11 @@ def test_a_case_by_hand():
 
 def test_the_advice_follows_the_split():
     can = compare(STUDENT, TEACHER, LABELS)
-    assert "right about 3 of the student's 5 errors" in can.advice and "can help" in can.advice
+    assert (
+        "right about 3 of the student's 5 errors" in can.advice and "can help (too few errors to be sure)" in can.advice
+    )
     cannot = compare(STUDENT, STUDENT, LABELS)
-    assert cannot.wrong_too == Count(5, 5) and "cannot mend" in cannot.advice
+    assert cannot.wrong_too == Count(5, 5) and cannot.advice.endswith("such examples can")
     assert not cannot.slack.hits and cannot.adversarial.divergence.value == 0
     none = compare(Said(said(*LABELS), said(*LABELS)), TEACHER, LABELS)
     assert none.wrong_too.total == 0 and "stronger attack" in none.advice
