@@ -6,24 +6,32 @@
 - Passes are those that a `Watch` counts, and no probe's; the finished run says how many there were. (That a run
   taken up says the same as one that was never cut off, test_resume.py shows.)
 - Accuracy under the training attack is what the student said anyway of what the attack returned.
+- Shipped reporters tell signs and the numbers that they are read from.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import run_parts
 import torch
 import yaml
+from advdistill_reporters.configs import Console
+from advdistill_reporters.console import ConsoleReporter
+from advdistill_reporters.jsonl import JsonlReporter
+from advdistill_reporters.tensorboard import TensorBoardReporter
 from torch import Tensor
 
 from advdistill.engine import build, fit, timing
 from advdistill.engine.build import Parts
 from advdistill.engine.count import Count
 from advdistill.engine.data import read
+from advdistill.engine.events import Probed, RunStarted, Symptom
 from advdistill.engine.examine import Examiner
 from advdistill.engine.folder import RunFolder
 from advdistill.engine.noise import Noise
@@ -351,3 +359,29 @@ def test_modalities_are_what_is_learned(tmp_path: Path) -> None:
         assert {name for some in names[recipe].values() for name in some} <= model.learned().keys()
     assert names["apd_digits"] == {"text": ["text.prompts"], "visual": ["visual.prompts"]}
     assert all(len(names[recipe]) < 2 for recipe in ("apd_digits_text", "fap_digits", "quickstart"))
+
+
+def test_reporters_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock, written = Clock(8, 40, 0), []
+
+    class Writer:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given: written.append((name, *given))
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    for reporter in (ConsoleReporter(Console(plain=True)), JsonlReporter(None), TensorBoardReporter(None)):
+        reporter.handle(RunStarted("run", tmp_path, 40, 0, {}))
+        reporter.handle(Probed(clock, Count(9, 10), None, {"largest class": 0.9}))
+        reporter.handle(Symptom(clock, "one-class", "student", 0.9, 0.55, "90 % are one class", "lower optim.lr"))
+        reporter.close()
+    assert "symptom: 90 % are one class (step 8); lower optim.lr" in capsys.readouterr().err
+    (probe,), (line,) = (run_parts.events(tmp_path, kind) for kind in ("probed", "symptom"))
+    assert probe["watched"] == {"largest class": 0.9}
+    assert line["name"] == "one-class" and line["value"] == 0.9 and line["advice"] == "lower optim.lr"
+    assert ("add_scalar", "watched/largest class", 0.9, 8) in written
+    assert ("add_text", "symptoms/one-class", "90 % are one class; lower optim.lr", 8) in written
