@@ -95,6 +95,7 @@ class Efficiency:
 
     Attributes:
         curves: name of a row -> seed -> its curve. sooner: see `Sooner`; rows in the table's order, units in theirs.
+        apart: names of rows that have no ratio, since their probes are made by another attack or on other samples.
 
     Raises:
         DataError: no run has robust probes enough.
@@ -111,11 +112,14 @@ class Efficiency:
             raise DataError(
                 f"no run has {LEAST_PROBES} probes of robust accuracy", "set evaluate.every to probe more often"
             )
+        pairs = [(each.row, each.against) for each in table.compared.values()]
+        self.apart = list(dict.fromkeys(row.name for row, against in pairs if _probe(row) != _probe(against)))
         self.sooner = [
             found
-            for compared in table.compared.values()
+            for row, against in pairs
+            if row.name not in self.apart
             for unit in UNITS
-            if (found := self._sooner(compared.row, compared.against, unit))
+            if (found := self._sooner(row, against, unit))
         ]
 
     def _sooner(self, row: Row, against: Row, unit: str) -> Sooner | None:
@@ -155,6 +159,13 @@ def read(cell: Cell) -> Curve:
     return Curve(
         tuple(robust for robust, _ in ordered), {unit: tuple(spent[unit] for _, spent in ordered) for unit in UNITS}
     )
+
+
+def _probe(row: Row) -> Any:
+    """What the probes of a row's runs are made by and on."""
+    tree = row.recipe.tree
+    probe = tree["evaluate"]["probe"]
+    return [{**probe, "attack": probe["attack"] or tree["attack"]}, tree["threat"]]
 
 
 def draw(table: Table, found: Efficiency) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,14 @@ def draw(table: Table) -> Figure:
     numeric = [axis for axis in varying if axis in table.numeric]
     with matplotlib.rc_context(STYLE):
         if len(varying) == len(numeric) == 2:
-            return _map(table, lines, *numeric)
-        if len(numeric) == 1 and len(varying) <= 2:
-            return _curves(table, lines, numeric[0], [axis for axis in varying if axis not in numeric])
-        return _forest(table, lines, varying)
+            figure = _map(table, lines, *numeric)
+        elif len(numeric) == 1 and len(varying) <= 2:
+            figure = _curves(table, lines, numeric[0], [axis for axis in varying if axis not in numeric])
+        else:
+            figure = _forest(table, lines, varying)
+        title = textwrap.fill(table.study.title or table.found.plan.study.name, int(11 * figure.get_figwidth()))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        return figure
 
 
 def _forest(table: Table, lines: list[Line], varying: list[str]) -> Figure:
@@ -142,7 +147,7 @@ def _map(table: Table, lines: list[Line], down: str, across: str) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    axes.set_title(f"{table.titled(table.main)}, in %")
+    axes.set_title(f"{table.titled(table.main)}, in %", fontweight="normal", fontsize=9)
     return figure
 
 

@@ -20,6 +20,7 @@ from advdistill.study.transfer import Matrix, Told
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from advdistill.engine.compare import Row as Pair
     from advdistill.study.run import Found
 
 Cells = Sequence[Sequence[str]]
@@ -146,7 +147,7 @@ def _results(table: Table) -> str:
     against = table.study.against
     header = [*table.axes, *(_bold(table.titled(name), name == table.main) for name in table.headings)]
     for level in against.values():
-        header += [f"difference to {level}, points [95 %]", "p (Holm)", "in words"]
+        header += [f"difference to {level}, points [95 %]; p", "in words"]
     header += ["steps", "image passes", "seconds"]
     lines = []
     for row in table.rows:
@@ -181,15 +182,28 @@ def _share(share: Share | None) -> str:
 
 
 def _compared(each: Compared | None) -> list[str]:
-    """Difference, p and words."""
+    """Difference with interval and p, and what can be said of it in a few words."""
     if each is None:
-        return ["", "", ""]
+        return ["", ""]
     if each.pair is None:
-        return ["–", "–", each.why]
+        return ["–", each.why]
     pair = each.pair
     interval = f"[{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
     p = f"{pair.adjusted:.3f}" if pair.adjusted >= 0.001 else "<0.001"
-    return [f"{100 * pair.difference:+.1f} {interval}", p, pair.words]
+    return [f"{100 * pair.difference:+.1f} {interval}; {p}", _verdict(pair)]
+
+
+def _verdict(pair: Pair) -> str:
+    """`pair.words` where the header says beside whom."""
+    from advdistill.engine.compare import LEVEL
+
+    side = "better" if pair.difference > 0 else "worse"
+    if pair.seen:
+        return f"**{side}**"
+    if pair.detectable >= 1:
+        return "no difference seen, and none could have been"
+    unseen = f"less than {100 * pair.detectable:.1f} could not have been seen"
+    return f"seems {side}, but not after Holm; {unseen}" if pair.p <= LEVEL else f"no difference seen; {unseen}"
 
 
 def _passes(table: Table, line: Line) -> str:
@@ -225,7 +239,14 @@ def _efficiency(table: Table, drawn: Callable[[str, Callable[[], Figure]], str])
             lines.append([first.row.name, first.against.name, *(each.words for each in same), reached])
         header = ["", "beside", *(f"by {words}" for words in UNITS.values()), "seeds that got there"]
         yield markdown(header, lines, left=(0, 1))
+    if found.apart:
+        yield (
+            f"No ratio for {', '.join(found.apart)}: the probes are made by another attack than those of the row "
+            "beside, and cannot be compared (`evaluate.probe.attack` sets one for all)."
+        )
     yield drawn("efficiency.png", lambda: efficiency.draw(table, found))
+    if not found.sooner:
+        return
     yield (
         "Times sooner that a row comes to the final robust accuracy of the one beside it, on the probes of training: "
         "what that one spent until it first got there, over what the row spent; geometric mean over seeds [95 % "
@@ -324,25 +345,26 @@ def _bounds(table: Table) -> Iterator[str]:
 
 
 def _tuning(table: Table) -> Iterator[str]:
+    """Budget, grids and winners."""
     plan, chosen = table.found.plan, table.found.chosen
     tuned = [row for row in table.rows if len(row.configurations) > 1]
     if not tuned:
         return
     assert plan.tuning is not None
-    yield (
+    said = [
         f"Tuned: {len(tuned[0].configurations)} configurations a row, one run each with seed "
-        f"{table.study.tuning.seed}, chosen on validation data by {plan.tuning.name}:"
-    )
+        f"{table.study.tuning.seed}, chosen on validation data by the protocol {plan.tuning.name}:"
+    ]
     for row in tuned:
         grid = {path: values for level in row.level for path, values in level.tune.items()}
         tried = "; ".join(f"{path} {', '.join(map(str, values))}" for path, values in grid.items())
-        best = chosen.get(row.name)
-        if best is None:
-            yield f"  {row.name}: of {tried}: not tuned, since trials failed or are missing"
-            continue
-        robust, clean = best.scores[best.words]
-        reached = f"{100 * robust:.1f} % robust, {100 * clean:.1f} % clean"
-        yield f"  {row.name}: `{' '.join(best.words)}` of {tried} ({reached})"
+        if best := chosen.get(row.name):
+            robust, clean = best.scores[best.words]
+            reached = f"{100 * robust:.1f} % robust, {100 * clean:.1f} % clean"
+            said.append(f"{row.name}: `{' '.join(best.words)}` of {tried} ({reached})")
+        else:
+            said.append(f"{row.name}: of {tried}: not tuned, since trials failed or are missing")
+    yield "\n  - ".join(said)
 
 
 def _opened(table: Table) -> str:

@@ -253,7 +253,7 @@ class Table:
         seeds = [cell.cell.seed for cell in other.cells]
         seeds = [cell.cell.seed for cell in line.cells if cell.cell.seed in seeds]
         if len(seeds) < LEAST_SEEDS:
-            return Compared(row, against, None, f"{len(seeds)} seeds in common, too few")
+            return Compared(row, against, None, f"too few seeds in common: {len(seeds)}")
         methods = [
             Method(each.row.levels[axis], tuple(c.evaluation for c in each.cells if c.cell.seed in seeds))
             for each in (line, other)
