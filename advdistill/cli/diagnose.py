@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from advdistill.engine.count import Count
     from advdistill.engine.diagnosis import Patient
     from advdistill.engine.doubt import Indicator
+    from advdistill.engine.evaluate import Progress
     from advdistill.engine.outcomes import Column
     from advdistill.engine.radar import Radar
     from advdistill.engine.relevance import Similarity
+    from advdistill.engine.subject import Subject
     from advdistill.engine.teaching import Mean
+    from advdistill.hooks.registry import Registry
 
 PARTS = ("doubts", "teachers", "relevance", "radar")
 
@@ -119,11 +122,10 @@ def diagnose(
     if (zero_shot is not None or shift) and "radar" not in wanted:
         raise UsageError("--zero-shot and --shift are drawn in the radar only", "add --part radar")
     from advdistill.cli.progress import progress
-    from advdistill.engine import diagnosis, doubt, portraits, radar
+    from advdistill.engine import diagnosis, portraits, radar
     from advdistill.engine.pictures import save
     from advdistill.engine.subject import Target, subject
     from advdistill.engine.teaching import teachers_of
-    from advdistill.recipe.resolve import resolve_blocks
 
     registry = registry_with(plugin)
     targets = [Target(name, registry, device) for name in model]
@@ -132,7 +134,8 @@ def diagnose(
     lead = next((target for target in targets if target.opened), None)
     # One ball and one data set for all: the first checkpoint's.
     trained = lead.facts["threat"] if lead and len(targets) > 1 else {"norm": None, "eps": None}
-    ball: dict[str, Any] = {"norm": norm or trained["norm"], "eps": radius(eps) or trained["eps"]}
+    own = trained["eps"] if norm in (None, trained["norm"]) else None  # a radius is one of its norm
+    ball: dict[str, Any] = {"norm": norm or trained["norm"], "eps": radius(eps) or own}
     where: dict[str, Any] = {"data": data, "data_of": lead, "classes": classes, "limit": limit, **ball}
     patients = []
     for label, target in zip(diagnosis.labels_of(model), targets, strict=True):
@@ -163,20 +166,13 @@ def diagnose(
     said: list[dict[str, Any]] = []
     pictures: dict[str, Any] = {}
     what = " ".join([attack, *(settings or ())])
-    words = [f"attack.{word}" for word in settings or ()]
     with progress() as show:
         measure = diagnosis.side_by_side(rows, new, moved, limit, batch_size, show) if rows else None
         for patient in patients:
             patient.progress, found = show, patient.found
             indicators: list[Indicator] | None = None
             if "doubts" in wanted:
-                provided = found.target.facts.get("plugins", [])
-                tree = {"attack": {"use": attack}}
-                block = resolve_blocks(tree, registry, provided=provided, overrides=words)[("attack",)]
-                asked = found.protocols[-1]
-                assert asked.threat is not None  # an attack was named
-                how = {"split": asked.split, "batch_size": batch_size, "progress": show}
-                column, indicators = doubt.diagnose(found, block, asked.threat, limit, registry, **how)
+                column, indicators = _doubts(found, attack, settings or (), limit, registry, batch_size, show)
             else:
                 column = patient.crafted.column
             one = {"subject": found.name, **_counted(column)}
@@ -215,6 +211,26 @@ def diagnose(
         print_json(whole)
     elif out:
         typer.echo(f"\n{out}: {', '.join([*pictures, 'diagnosis.json'])}")
+
+
+def _doubts(
+    found: Subject,
+    attack: str,
+    settings: Sequence[str],
+    limit: int,
+    registry: Registry,
+    batch_size: int,
+    show: Progress,
+) -> tuple[Column, list[Indicator]]:
+    from advdistill.engine import doubt
+    from advdistill.recipe.resolve import resolve_blocks
+
+    words, provided = [f"attack.{word}" for word in settings], found.target.facts.get("plugins", [])
+    block = resolve_blocks({"attack": {"use": attack}}, registry, provided=provided, overrides=words)[("attack",)]
+    asked = found.protocols[-1]
+    assert asked.threat is not None  # an attack was named
+    how = {"split": asked.split, "batch_size": batch_size, "progress": show}
+    return doubt.diagnose(found, block, asked.threat, limit, registry, **how)
 
 
 # Before anything is measured

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from advdistill.engine import radar
 from advdistill.engine.data import Dataset, read
-from advdistill.engine.evaluate import Bench, Progress
+from advdistill.engine.evaluate import Bench, Progress, split_reader
 from advdistill.engine.outcomes import Column
 from advdistill.engine.participant import Participant
 from advdistill.engine.portraits import Looker, relevance_figure
@@ -172,10 +172,16 @@ def side_by_side(
     """Bind the models to the data at once, and give back what measures them.
 
     Raises:
-        UsageError: a model cannot tell the data's classes apart.
+        UsageError: a model cannot tell the data's classes apart. DataError: there are no test images.
     """
-    new = [radar.Elsewhere(row.model, zero_shot) if zero_shot else None for row in rows]
-    moved = [[radar.Elsewhere(row.model, data) for data in shifts] for row in rows]
+
+    def everyone_on(data: Dataset) -> list[radar.Elsewhere]:
+        splits = split_reader(data)
+        splits("test")
+        return [radar.Elsewhere(row.model, data.classes, splits) for row in rows]
+
+    new = everyone_on(zero_shot) if zero_shot else [None] * len(rows)
+    moved = list(zip(*map(everyone_on, shifts), strict=True)) or [()] * len(rows)
 
     def measure() -> radar.Radar:
         entries = []

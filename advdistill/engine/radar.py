@@ -4,7 +4,7 @@ trained for, and what a look costs."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advdistill.engine import build
 from advdistill.engine.count import Count
-from advdistill.engine.data import Dataset
-from advdistill.engine.evaluate import Bench, Progress, split_reader
+from advdistill.engine.data import Dataset, Split
+from advdistill.engine.evaluate import Bench, Progress
 from advdistill.engine.model import Encoded, VisionLanguageModel
 from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
@@ -145,8 +145,8 @@ class Elsewhere:
         UsageError: the model cannot tell the data's classes apart.
     """
 
-    def __init__(self, model: VisionLanguageModel, data: Dataset) -> None:
-        self._participant, self._splits = Participant(model, data.classes), split_reader(data)
+    def __init__(self, model: VisionLanguageModel, classes: ClassSet, splits: Callable[[str], Split]) -> None:
+        self._participant, self._splits = Participant(model, classes), splits
 
     def accuracy(self, what: str, limit: int, batch_size: int, progress: Progress) -> Count:
         """On at most `limit` clean test images, evenly over the classes."""

@@ -154,6 +154,8 @@ def test_a_model_without_maps_or_teachers(cli: Cli, tmp_path: Path) -> None:
         (("--model", MODEL, "--part", "doubts", "--shift", "digits"), 2, "--part radar"),
         (("--model", MODEL, "--part", "radar", "--shift", "shots: 2"), 2, "names no data set"),
         (("--model", MODEL, "--part", "radar", "--zero-shot", "digitz"), 3, "did you mean 'digits'"),
+        (("--model", MODEL, "--model", ROBUST, "--norm", "l2"), 2, "needs a radius of its own"),
+        (("--model", MODEL, "--part", "radar", "--shift", "use: folder, root: nowhere"), 5, "nowhere"),
         (("--model", MODEL, "--out", "/proc/nothing"), 1, "another --out"),
     ],
 )
