@@ -36,7 +36,7 @@ from torch import nn
 
 import advdistill
 from advdistill.cli.main import app
-from advdistill.engine import build, examine, fit, judge
+from advdistill.engine import build, examine, fit
 from advdistill.engine.folder import RunFolder
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
@@ -58,12 +58,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verdicts fill their portions up, and here there are a few images only."""
-    monkeypatch.setattr(judge, "PORTION", 4)
 
 
 @dataclass(frozen=True)
