@@ -302,8 +302,19 @@ def _notes(table: Table) -> Iterator[str]:
 
 
 def _words(table: Table) -> list[str]:
+    """What was written after `advdistill study`; a study that ships by its name."""
+    from advdistill.errors import RecipeError
+    from advdistill.hooks.registry import default_registry
+    from advdistill.recipe.loader import find_recipe
+    from advdistill.recipe.study import FOLDER
+
     plan = table.found.plan
-    words = [str(plan.study.path), *getattr(plan.study, "overrides", plan.study.words)]
+    path = plan.study.path
+    try:
+        ships = find_recipe(path.stem, default_registry(), folder=FOLDER) == path
+    except RecipeError:
+        ships = False
+    words = [path.stem if ships else str(path), *plan.study.overrides]
     return [*words, *(word for plugin in plan.plugins for word in ("--plugin", plugin))]
 
 
@@ -372,7 +383,7 @@ def _opened(table: Table) -> str:
     opened = [datetime.fromisoformat(each.facts["opened"]) for line in table.lines for each in line.cells]
     first, last = min(opened), max(opened)
     span = f"{first:%Y-%m-%d %H:%M}" + ("" if first == last else f" to {last:%Y-%m-%d %H:%M}") + " UTC"
-    said = f"Test data was opened once for each finished run, {span}"
+    said = f"Runs are trained with the test data out of reach; it was opened after them, {span}"
     units = [unit for _, units in table.found.plan.trials() for unit in units]
     ends = [end for unit in units if (end := _end(unit))]
     if not units:
