@@ -64,8 +64,8 @@ class Output:
         classifier = self._participant.classifier()
         return classifier.detach() if self._participant.attacked else classifier
 
-    def known(self, what: str) -> Tensor | None:
-        """ "features" or "logits" as they were found outside attacks; None: they were not."""
+    def _found(self, what: str) -> Tensor | None:
+        """Features or logits as they were found outside attacks; None: they were not."""
         return self._known.get((what, False))
 
     def _look(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -187,7 +187,7 @@ class Step:
         found = torch.zeros(2, dtype=torch.float64, device=self.labels.device)
         for images in list(self._uncounted):
             said = self._said.get((id(self._student), id(images)))
-            logits = None if said is None else said.known("logits")
+            logits = None if said is None else said._found("logits")
             if logits is not None:
                 hit = (logits.argmax(1) == self.labels).sum()
                 found += torch.stack([hit, torch.full_like(hit, len(images))])
@@ -199,7 +199,7 @@ class Step:
         looked = {
             who
             for (who, images), said in self._said.items()
-            if images != id(self.images) and (said.known("features") is not None or said.known("logits") is not None)
+            if images != id(self.images) and (said._found("features") is not None or said._found("logits") is not None)
         }
         return {role for role, teacher in self._teachers.items() if id(teacher) in looked}
 
