@@ -145,7 +145,8 @@ class PairDataset(Dataset):
         names: of all hundred combinations, in the order of `combinations("all")`.
         tiles: (M, 1 or 3, h, w) uint8. ids: M names of them.
         members: split -> for each kind its tiles; no tile is in two splits.
-        rounds: split -> how often a tile stands on each side, at most; of "train" `config.pairs` decides.
+        rounds: split -> how often a tile stands on each side, at most, unless there are too few for one pair of each
+            combination; of "train" `config.pairs` decides.
         canvas: what else `Pairs` takes.
     """
 
@@ -169,8 +170,11 @@ class PairDataset(Dataset):
         self._splits: dict[str, Split] = {}
         for split, kinds in members.items():
             rng = random.Random(f"{config.split_seed}/{split}/{which}")
-            uses = rounds.get(split, 0) * min(map(len, kinds))
-            pairs, places = deal(kinds, which, uses // len(GROUPS[which]) if uses else config.pairs, rng)
+            fewest = min(map(len, kinds))
+            if fewest < 2:
+                continue
+            each = max(rounds[split] * fewest // len(GROUPS[which]), 1) if split in rounds else config.pairs
+            pairs, places = deal(kinds, which, each, rng)
             if split == "train" and config.shots:
                 drawn = few_shot(
                     torch.tensor(places),
@@ -187,7 +191,9 @@ class PairDataset(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            raise DataError(f"there is no split {name!r}", "use train, val or test")
+            raise DataError(
+                f"there is no split {name!r}, or not two pictures of each kind in it", "use train, val or test"
+            )
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:

@@ -188,5 +188,9 @@ def test_pairs_of_photographs(folder: Path, tmp_path: Path) -> None:
             whole = np.asarray(Image.open(folder / "pictures" / name)).astype(float).reshape(32, 16, 2, 3).mean(2)
             half = test.load(index)[:, :, 16 * place : 16 * place + 16].permute(1, 2, 0).numpy()
             assert half.shape == (32, 16, 3) and np.abs(half - whole).max() <= 0.5
+    few = PhotoPairs(configs.PhotoPairs(root=str(folder), val=20, combinations="seen"))
+    assert len(few.split("val")) == 80  # two photographs of each kind, and one pair of each combination all the same
+    with pytest.raises(DataError, match="not two pictures of each kind"):
+        PhotoPairs(configs.PhotoPairs(root=str(folder), val=0)).split("val")
     with pytest.raises(DataError, match="has 2 classes, not 10"):
         PhotoPairs(configs.PhotoPairs(root=str(archive(tmp_path / "a.tar", GOOD)), val=1))
