@@ -4,9 +4,9 @@ Guarantees:
 - every recipe on disk can be named, 73 in all, and is valid as it stands, without a warning;
 - every file of a package that a recipe names is shipped;
 - those for the largest models learn as many parameters as they should, found on the meta device without weights;
-- each takes two steps: with tiny models where it names large ones, and a made-up ImageNet where it wants the real one,
-  and pictures in the quickstart alone, all else as it stands; losses are finite, something was learned, and every
-  protocol has its column.
+- each takes two steps: with tiny models where it names large ones, and a made-up ImageNet or photographs where it wants
+  real ones, and pictures in the quickstart alone, all else as it stands; losses are finite, something was learned, and
+  every protocol has its column.
 """
 
 from __future__ import annotations
