@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -156,6 +157,7 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), _first)
 
 
+@lru_cache(maxsize=256)  # nobody changes a node, and a study reads its recipes hundreds of times
 def parse(text: str, where: str) -> Node:
     """Read one YAML document.
 

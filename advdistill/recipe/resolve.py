@@ -12,7 +12,7 @@ from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.check import Check, check_format
 from advdistill.recipe.loader import find_recipe, override, read_recipe
 from advdistill.recipe.model import RecipeModel
-from advdistill.recipe.nodes import KeyPath, Mark, Node, dotted, from_plain
+from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Node, Problem, dotted, from_plain
 from advdistill.recipe.providers import Record, record
 from advdistill.recipe.resolved import (
     Block,
@@ -49,6 +49,9 @@ def load_recipe(
     path = find_recipe(source, registry)
     root = override(read_recipe(path, registry), overrides)
     check_format(root)
+    if "axes" in root.value and "strategy" not in root.value:
+        mark, hint = root.value["axes"].key or root.mark, f"`advdistill study {source}` runs it."
+        raise InvalidRecipe([Problem(mark, "axes", "a recipe has none: this is a study", hint)])
     extra = [str(Path(plugin).expanduser().resolve()) for plugin in plugins]
     check = Check(_completed(root, path.stem, extra), registry)
     _load_plugins(check)

@@ -94,7 +94,7 @@ def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_c
         found.failed |= _through("trials", trials(plan), launcher, watcher)
         found.chosen = chosen(plan)
         cells = known_cells(plan, found.chosen)
-        index.refuse_changes(plan, cells, accept_changes)
+        index.refuse_changes(cells, accept_changes)
         index.write(plan, cells, found)
         found.failed |= _through("cells", [cell.unit for cell in cells], launcher, watcher)
     except KeyboardInterrupt:
@@ -218,18 +218,17 @@ class Index:
         except (ValueError, KeyError, TypeError):
             watcher.warned(f"{path} is damaged: what is finished is found, but not what has changed since")
 
-    def refuse_changes(self, plan: Plan, cells: Sequence[Cell], accept: bool) -> None:
+    def refuse_changes(self, cells: Sequence[Cell], accept: bool) -> None:
         """Cells that were finished as another run than they are now, and are not finished as this one, stop the study.
 
         Raises:
             UsageError: there are such, and nobody accepts them.
         """
-        changed = {cell: was for cell in cells if (was := self._before(cell)) and not cell.unit.finished}
+        changed = [(cell, was) for cell in cells if (was := self._before(cell)) and not cell.unit.finished]
         if not changed or accept:
             return
-        told = list(changed)[:8]
-        lines = [f"  {cell.unit.title}: {_change(plan, cell, changed[cell])}" for cell in told]
-        lines += [f"  and {len(changed) - len(told)} more"] if len(changed) > len(told) else []
+        lines = [f"  {cell.unit.title}: {_change(cell, was)}" for cell, was in changed[:8]]
+        lines += [f"  and {len(changed) - 8} more"] if len(changed) > 8 else []
         raise UsageError(
             "\n".join([f"{len(changed)} finished cells are not the runs any more that they were:", *lines]),
             "undo the change, or run them anew with --accept-changes; what is finished is kept either way",
@@ -275,7 +274,7 @@ class Index:
         }
 
 
-def _change(plan: Plan, cell: Cell, was: str) -> str:
+def _change(cell: Cell, was: str) -> str:
     """What is different, in words."""
     from advdistill.recipe.diff import diff
     from advdistill.recipe.resolve import load_recipe

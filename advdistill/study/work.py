@@ -106,10 +106,10 @@ def work(unit: Unit) -> None:
     from advdistill.hooks.registry import default_registry
     from advdistill.recipe.resolve import load_recipe
 
-    registry = default_registry().with_files(unit.plugins)
+    recipe = load_recipe(unit.source, unit.words, plugins=unit.plugins)
+    registry = default_registry().with_files(recipe.plugin_hashes)
     folder, began = Path(unit.folder), time.monotonic()
     if not (folder / "results.json").is_file():
-        recipe = load_recipe(unit.source, unit.words, registry, unit.plugins)
         fit.train(recipe, registry, resume=(folder / "recipe.yaml").is_file())
     if unit.measured:
         _measure(unit, registry, time.monotonic() - began)
