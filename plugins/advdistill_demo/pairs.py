@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -100,7 +101,13 @@ class Pairs(Split):
     ) -> None:
         self.sources = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
         self.labels = torch.tensor(labels, dtype=torch.long)
-        self.ids = [f"{names[left]}+{names[right]}" for left, right in pairs]
+        # Where there are more pairs than pictures allow, some are dealt again.
+        times: Counter[tuple[int, int]] = Counter()
+        self.ids = []
+        for left, right in pairs:
+            times[left, right] += 1
+            again = f"#{times[left, right]}" if times[left, right] > 1 else ""
+            self.ids.append(f"{names[left]}+{names[right]}{again}")
         self.augments = shift > 0 or flip
         self._tiles, self._height, self._ground = tiles, height, ground
         self._variant, self._shift, self._flip = variant, shift, flip

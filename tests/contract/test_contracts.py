@@ -43,7 +43,7 @@ from advdistill.testing.contracts import RADII, sample_events
 from advdistill.testing.toy import CLASSES
 
 REGISTRY = default_registry()
-SHIPPED = {"attack": 46, "strategy": 25, "dataset": 3, "teacher": 5, "student": 5, "reporter": 4}
+SHIPPED = {"attack": 46, "strategy": 25, "dataset": 6, "teacher": 5, "student": 5, "reporter": 4}
 CLIP = {"model": "advdistill_demo:small.json", "weights": "random"}
 MADE = {
     "ta-square": {"n_queries": 200},
@@ -137,7 +137,8 @@ def a_checkpoint(folder):
 @pytest.mark.parametrize("entry", entries("dataset"))
 def test_datasets(entry, tmp_path):
     settings = {}
-    if "root" in REGISTRY.load(entry.spec, "config").model_fields:
+    fields = REGISTRY.load(entry.spec, "config").model_fields
+    if "size" in fields:
         for folder, count in (("train", 9), ("val", 4)):
             for wnid in ("n01440764", "n01443537"):
                 (tmp_path / folder / wnid).mkdir(parents=True)
@@ -145,12 +146,20 @@ def test_datasets(entry, tmp_path):
                     Image.new("RGB", (20, 12), (9 * i, 90, len(folder))).save(tmp_path / folder / wnid / f"{i}.png")
         (tmp_path / "names.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
         settings = {"root": str(tmp_path), "size": 16}
-        if "classnames" in REGISTRY.load(entry.spec, "config").model_fields:
+        if "classnames" in fields:
             settings["classnames"] = str(tmp_path / "names.txt")
+    elif "root" in fields:
+        for folder, count in (("train", 4), ("test", 2)):
+            for kind in range(10):
+                (tmp_path / folder / f"{kind}").mkdir(parents=True)
+                for i in range(count):
+                    shade = Image.linear_gradient("L").resize((32, 32)).rotate(90 * i).convert("RGB")
+                    shade.save(tmp_path / folder / f"{kind}" / f"{i}.png")
+        settings = {"root": str(tmp_path), "val": 20}
     dataset, config = build(entry, settings)
     check_dataset(dataset(config))
-    augmented = {"digits": {"shift": 2}, "folder": {"augment": "crop-flip"}, "imagenet": {"augment": "crop-flip"}}
-    check_dataset(dataset(build(entry, {**settings, **augmented.get(entry.spec.name, {})})[1]))
+    augmented = {"augment": "crop-flip"} if "augment" in fields else {"shift": 2}
+    check_dataset(dataset(build(entry, {**settings, **augmented})[1]))
 
 
 @pytest.mark.parametrize("entry", entries("reporter"))

@@ -74,6 +74,7 @@ def test_digits_are_used_evenly_and_splits_share_none(which: str) -> None:
         assert len(split.labels.unique()) == WHOLE[which] and int(split.labels.min()) == (
             80 if which == "unseen" else 0
         )
+        assert len(set(split.ids)) == len(split)
         used[name] = set(left) | set(right)
         if uses:
             assert len(split) == 400 and len(used[name]) == 400 // uses
