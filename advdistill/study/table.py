@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 EQUAL = 0.05
 """Image passes that differ by no more than this share count as equal (inferred)."""
 
-OWN = ("templates", "resolution")
-"""What protocols may differ in, since it belongs to the row: how a model words its classes, and its images' size."""
+OWN = ("templates", "resolution", "source.also")
+"""What protocols may differ in, since it belongs to the row: how a model words its classes, its images' size, and which
+of its run's models an attack on it can look at beside it. That images are made on another model does not."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,10 @@ class Table:
             Method(each.row.levels[axis], tuple(c.evaluation for c in each.cells if c.cell.seed in seeds))
             for each in (line, other)
         ]
+        statements = [c.statement for method in methods for each in method.evaluations for c in each.columns]
+        also = any("also" in (statement["source"] or ()) for statement in statements)
         try:
-            found = compare(methods, columns=[self.main], despite=OWN)
+            found = compare(methods, columns=[self.main], despite=OWN if also else OWN[:-1])
         except UserError as error:
             return Compared(row, against, None, " ".join(error.message.split()))
         return Compared(row, against, found.rows[0])

@@ -3,7 +3,9 @@
 Guarantees:
 - the table: means over seeds are those of the samples; rows of a numeric axis stand in the order of its numbers; a
   difference is the row minus the one it is compared with, along every axis that is compared, at equal levels of the
-  others, with Holm's correction over all of them; the main column is the worst case of its ball;
+  others, with Holm's correction over all of them; rows may word their classes in ways of their own, and attacks on them
+  may look at other teachers, but images made on another model are not compared; the main column is the worst case of
+  its ball;
 - image passes are held against those of the row whose they are meant to be;
 - cells that failed, are missing or damaged are named with the reason, and what is there still stands; fewer seeds in
   common than a comparison takes are told; with no cell at all there is a note and no picture;
@@ -163,6 +165,26 @@ def test_rows_are_compared_along_every_axis(tmp_path: Path) -> None:
     pairs = [each.pair for each in table.compared.values() if each.pair]
     assert [pair.adjusted for pair in pairs] == holm([pair.p for pair in pairs])
     assert max(pair.adjusted for pair in pairs) > max(pair.p for pair in pairs) or len({p.p for p in pairs}) == 1
+
+
+def test_rows_may_word_their_classes_and_have_teachers_of_their_own(tmp_path: Path) -> None:
+    found = study(tmp_path, {"lr": levels("lr", "a", "b", "c")}, {"a": 0.5, "c": 0.5}, against={"lr": "a"})
+    for name, source in (("b", {"fingerprint": "", "also": {"clean": "f1"}}), ("c", {"fingerprint": "f2"})):
+        for cell in [cell for cell in found.plan.cells({}) if cell.row.name == name]:
+            every = torch.ones(100, dtype=torch.bool)
+            said = {"source": {"model": "self", **source}, "templates": [f"{name}: {{}}."]}
+            attacked = column("apgd", outcome(every, bits(0.2, cell.seed)), **said)
+            folder = Path(cell.unit.folder) / cell.unit.measured
+            if name == "b":
+                finish(cell, 0.2)
+                found.cells.append(cell)
+            facts = {"recipe": {"name": "toy", "seed": cell.seed}}
+            columns = clean_column(every, templates=said["templates"]), attacked
+            evaluation(f"{name} {cell.seed}", *columns, **facts).save(folder / FILE)
+    compared = Table(found).compared
+    pair = compared["lr", "b"].pair
+    assert pair is not None and pair.difference == pytest.approx(-0.31)
+    assert compared["lr", "c"].pair is None and "no column 'apgd'" in compared["lr", "c"].why
 
 
 def test_passes_are_held_against_those_they_are_meant_to_be(tmp_path: Path) -> None:
