@@ -12,6 +12,9 @@ from typing import Literal
 from advdistill import Config, Losses, Step, Strategy, StrategySpec, cross_entropy, hookimpl
 from advdistill.errors import DataError
 
+PAUSE = "STUMBLING_PAUSE"
+"""Variable that tells how many seconds a step takes; no setting, which would make other runs of the same ones."""
+
 
 class Stumble(Config):
     """What happens, when and how often."""
@@ -22,15 +25,13 @@ class Stumble(Config):
     """Steps that go well before."""
     once: str = ""
     """A file that is made when it happens; where it is there, nothing does. None: it happens always."""
-    pause: float = 0.0
-    """Seconds that a step takes."""
 
 
 class Stumbling(Strategy):
     """Cross-entropy on attacked images, but for what happens."""
 
     def step(self, s: Step) -> Losses:
-        time.sleep(self.config.pause)
+        time.sleep(float(os.environ.get(PAUSE, "0")))
         if s.clock.step == self.config.step:
             self._stumble(self.config.how)
         return Losses(loss=cross_entropy(s.student(s.attack()), s.labels))

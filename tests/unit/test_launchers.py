@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from study_parts import STUMBLING, Here, plan, same, write
+from stumbling_plugin import PAUSE
 
 from advdistill.errors import RunError
 from advdistill.study import launchers, slurm
@@ -71,8 +72,9 @@ def test_processes_that_cannot_begin_are_not_begun_for_ever(tmp_path: Path, monk
         done(Local(2), units(tmp_path, tmp_path))
 
 
-def test_who_closes_waits_for_all_to_save(tmp_path: Path) -> None:
-    some = units(tmp_path, tmp_path, recipe={"train": {"steps": 1000}, "strategy": {"use": "stumbling", "pause": 0.1}})
+def test_who_closes_waits_for_all_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PAUSE, "0.1")
+    some = units(tmp_path, tmp_path, recipe={"train": {"steps": 1000}, "strategy": {"use": "stumbling"}})
     launcher = Local(2)
     news = launcher.run(some)
     assert [next(news)[1], next(news)[1]] == [None, None]
