@@ -34,7 +34,7 @@ def draw(table: Table) -> Figure:
 
     lines = [line for line in table.lines if table.main in line.shares]
     if not lines:
-        raise DataError("no figure: no finished run has the main column")
+        raise DataError(f"no figure: no finished run has {table.main or 'anything to show'}")
     varying = [axis for axis in table.axes if len(table.study.axes[axis]) > 1]
     numeric = [axis for axis in varying if axis in table.numeric]
     with matplotlib.rc_context(STYLE):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import DataError, UserError
 from advdistill.study import efficiency, figure, transfer
-from advdistill.study.cells import Unit
 from advdistill.study.efficiency import UNITS, Efficiency
+from advdistill.study.notes import notes
 from advdistill.study.table import EQUAL, Compared, Line, Share, Table, write_csv
 from advdistill.study.transfer import Matrix, Told
 
@@ -71,7 +68,7 @@ def write(found: Found, told: Told = lambda what, done, total: None) -> list[Pat
             pictures.append(folder / "transfer.csv")
             parts += [*_transfer(matrices), drawn("transfer.png", lambda: transfer.draw(matrices, asked.attack))]
             parts.append(_transfer_note(table))
-    parts += ["## Notes", "\n".join(f"- {note}" for note in _notes(table))]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in notes(table))]
     from advdistill.engine.checkpoint import write_bytes
 
     write_csv(folder / "study.csv", *_tidy(table))
@@ -281,140 +278,6 @@ def _transfer_note(table: Table) -> str:
 def _pair(found: tuple[float, float]) -> str:
     mean, half = found
     return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
-
-
-def _notes(table: Table) -> Iterator[str]:
-    """What the numbers rest on, and what is not among them."""
-    found, study = table.found, table.study
-    yield from _bounds(table)
-    yield from _tuning(table)
-    yield f"Seeds {', '.join(map(str, study.seeds))}: the rows of one seed share draw, initialisation and noise."
-    for title, why in found.failed.items():
-        yield f"Failed: {title}: {' '.join(why.split())}"
-    for title, why in table.unread.items():
-        yield f"Cannot be read: {title}: {' '.join(why.split())}"
-    if missing := table.missing:
-        yield f"Missing: {', '.join(missing)}."
-    if table.lines:
-        yield _opened(table)
-        yield from _where(table)
-    yield f"Command: `{shlex.join(['advdistill', 'study', *_words(table)])}`"
-
-
-def _words(table: Table) -> list[str]:
-    """What was written after `advdistill study`; a study that ships by its name."""
-    from advdistill.errors import RecipeError
-    from advdistill.hooks.registry import default_registry
-    from advdistill.recipe.loader import find_recipe
-    from advdistill.recipe.study import FOLDER
-
-    plan = table.found.plan
-    path = plan.study.path
-    try:
-        ships = find_recipe(path.stem, default_registry(), folder=FOLDER) == path
-    except RecipeError:
-        ships = False
-    words = [path.stem if ships else str(path), *plan.study.overrides]
-    return [*words, *(word for plugin in plan.plugins for word in ("--plugin", plugin))]
-
-
-def _bounds(table: Table) -> Iterator[str]:
-    """Samples, how intervals are made, and what could not have been seen."""
-    if not table.lines:
-        return
-    first = table.lines[0].cells[0]
-    said = []
-    for name in table.headings:
-        if name in first.right:
-            sources = first.sources[name]
-            made = f" made of {len(set(sources.ravel().tolist())):,} pictures" if sources.shape[1] else ""
-            said.append((name, f"{len(first.right[name]):,} test samples{made}"))
-    if len({text for _, text in said}) == 1:
-        yield f"Measured on {said[0][1]}, the same for every row."
-    else:
-        yield "Measured on " + "; ".join(f"{text} ({name})" for name, text in said) + "."
-    drawn = "the pictures that samples are made of" if any(s.shape[1] for s in first.sources.values()) else "samples"
-    yield f"Intervals are by bootstrap over {drawn} and seeds."
-    pairs = [each.pair for each in table.compared.values() if each.pair]
-    if pairs:
-        yield (
-            f"Differences are in {table.main}; p is the bootstrap's after Holm's correction over the table's "
-            f"{len(pairs)} comparison{'s' if len(pairs) > 1 else ''}."
-        )
-        least, most = min(pair.detectable for pair in pairs), max(pair.detectable for pair in pairs)
-        if most >= 1:
-            yield "Some differences could not have been seen at all: too few seeds or samples."
-        else:
-            span = (
-                f"{100 * least:.1f}" if round(1000 * (most - least)) < 1 else f"{100 * least:.1f} to {100 * most:.1f}"
-            )
-            yield f"Smaller differences than {span} points, by row, could not have been seen (80 % power, before Holm)."
-    yield (
-        "Image passes are images through any model of the run, forward and backward, while it trained (mean over "
-        f"seeds); seconds are of training alone (median). Passes within {100 * EQUAL:.0f} % count as equal."
-    )
-
-
-def _tuning(table: Table) -> Iterator[str]:
-    """Budget, grids and winners."""
-    plan, chosen = table.found.plan, table.found.chosen
-    tuned = [row for row in table.rows if len(row.configurations) > 1]
-    if not tuned:
-        return
-    assert plan.tuning is not None
-    said = [
-        f"Tuned: {len(tuned[0].configurations)} configurations a row, one run each with seed "
-        f"{table.study.tuning.seed}, chosen on validation data by the protocol {plan.tuning.name}:"
-    ]
-    for row in tuned:
-        grid = {path: values for level in row.level for path, values in level.tune.items()}
-        tried = "; ".join(f"{path} {', '.join(map(str, values))}" for path, values in grid.items())
-        if best := chosen.get(row.name):
-            robust, clean = best.scores[best.words]
-            reached = f"{100 * robust:.1f} % robust, {100 * clean:.1f} % clean"
-            said.append(f"{row.name}: `{' '.join(best.words)}` of {tried} ({reached})")
-        else:
-            said.append(f"{row.name}: of {tried}: not tuned, since trials failed or are missing")
-    yield "\n  - ".join(said)
-
-
-def _opened(table: Table) -> str:
-    """When test data was looked at, and whether all was chosen by then."""
-    opened = [datetime.fromisoformat(each.facts["opened"]) for line in table.lines for each in line.cells]
-    first, last = min(opened), max(opened)
-    span = f"{first:%Y-%m-%d %H:%M}" + ("" if first == last else f" to {last:%Y-%m-%d %H:%M}") + " UTC"
-    said = f"Runs are trained with the test data out of reach; it was opened after them, {span}"
-    units = [unit for _, units in table.found.plan.trials() for unit in units]
-    ends = [end for unit in units if (end := _end(unit))]
-    if not units:
-        return f"{said}; nothing was tuned."
-    # Times are kept in whole seconds.
-    late = sum(end > first + timedelta(seconds=1) for end in ends)
-    if late or len(ends) < len(units):
-        return f"{said}; **{late} of {len(units)} trials were finished later, {len(units) - len(ends)} are not there**."
-    return f"{said}; all {len(units)} trials were finished by {max(ends):%Y-%m-%d %H:%M}, before that."
-
-
-def _end(trial: Unit) -> datetime | None:
-    """When a trial was measured; None: it was not, or its note cannot be read."""
-    import json
-
-    try:
-        said = json.loads((Path(trial.folder) / trial.measured / "unit.json").read_text(encoding="utf-8"))
-        return datetime.fromisoformat(said["opened"]) + timedelta(seconds=said["measured here for"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _where(table: Table) -> Iterator[str]:
-    """Machines and versions."""
-    cells = [each for line in table.lines for each in line.cells]
-    machines = Counter(each.facts["machine"] for each in cells)
-    many = len(machines) > 1
-    yield "Machine: " + "; ".join(f"{name} ({count} runs)" if many else name for name, count in machines.items()) + "."
-    versions = {each.evaluation.facts.get("versions", {}).get("advdistill") for each in cells} - {None}
-    if versions:
-        yield f"advdistill {', '.join(sorted(versions))}."
 
 
 def _tidy(table: Table) -> tuple[list[str], list[list[Any]]]:

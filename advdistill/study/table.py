@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class Measured:
     Attributes:
         right: heading -> (n,) bool, sample by sample; worst cases included. sources: heading -> (n, k) integers.
         steps: of training. passes: images through any model, forward and backward. seconds: of training alone.
-        facts: when its test data was opened, on which machine.
+        facts: `opened`, when its test data was, as datetime; `machine`, in words.
     """
 
     cell: Cell
@@ -317,7 +318,8 @@ def _read(cell: Cell) -> Measured:
             right[_worst(ball, columns)] = held[indices.argsort()].numpy()
             sources[_worst(ball, columns)] = sources[columns[0].heading]
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    facts = json.loads((folder / cell.unit.measured / "unit.json").read_text(encoding="utf-8"))
+    said = json.loads((folder / cell.unit.measured / "unit.json").read_text(encoding="utf-8"))
+    facts = {"opened": datetime.fromisoformat(said["opened"]), "machine": str(said["machine"])}
     passes = sum(sum(of.values()) for of in cost["passes"].values())
     return Measured(cell, evaluation, right, sources, cost["steps"], passes, cost["seconds"], facts)
 

@@ -221,9 +221,18 @@ def test_nothing_at_all_is_told(tmp_path: Path) -> None:
     written = report.write(Found(made))
     text = (made.folder / "study.md").read_text()
     assert [path.name for path in written] == ["study.md", "study.csv"]
-    assert "No run is finished" in text and "no figure: no finished run has the main column" in text
+    assert "No run is finished" in text and "no figure: no finished run has anything to show" in text
     assert "Not measured" in text and "no run has 3 probes" in text
     assert report.summary(Found(made))["rows"] == []
+
+
+def test_a_main_column_that_nobody_has_is_told(tmp_path: Path) -> None:
+    found = study(tmp_path, {"lr": levels("lr", "a", "b")}, {"a": 0.5, "b": 0.4}, main="apdg", against={"lr": "a"})
+    (Path(found.cells[0].unit.folder) / found.cells[0].unit.measured / "unit.json").write_text('{"opened": 3}')
+    report.write(found)
+    text = (found.plan.folder / "study.md").read_text()
+    assert "no figure: no finished run has apdg" in text and "Cannot be read: a · seed 0" in text
+    assert not (found.plan.folder / "study.png").exists()
 
 
 def test_tuning_is_part_of_what_is_said(tmp_path: Path) -> None:
