@@ -138,9 +138,18 @@ def protocol(
         threat=threat,
         settings={**attack.tree(), "use": attack.qualified},
         code=_written_by(registry, attack),
+        words=tuple(_words(attack)),
         attacker=_attacker(attack, source),
         **where,
     )
+
+
+def _words(attack: Block) -> Iterator[str]:
+    """The free text in an attack's settings. A word out of a closed list, like `of: clean`, names no model."""
+    for _, block in attack.all(()):
+        for name, known in type(block.config).model_fields.items():
+            if known.annotation is str:
+                yield getattr(block.config, name)
 
 
 def _written_by(registry: Registry, attack: Block) -> dict[str, str]:

@@ -99,7 +99,8 @@ class Bench:
         seed: of subsets and of the attacks' noise.
         judge: asks the exported model; None: the participant itself, as it is deployed.
         seen: see `Problem.seen`; None: an attack can look at nobody else.
-        fingerprints: an attack's settings and its source -> name -> what identifies each other model named there.
+        fingerprints: the free text in an attack's settings, and its source -> name -> what identifies each other
+            model named there.
         batch_size: images at a time under attack. workers: processes that decode.
         progress: see `Progress`.
         store: keeps what is found.
@@ -112,7 +113,7 @@ class Bench:
     seed: int
     judge: Judge | None = None
     seen: Callable[[str], Seen] | None = None
-    fingerprints: Callable[[Mapping[str, Any], str], Mapping[str, str]] = lambda settings, source: {}
+    fingerprints: Callable[[Sequence[str], str], Mapping[str, str]] = lambda words, source: {}
     batch_size: int = 256
     workers: int = 0
     progress: Progress = lambda protocol, done, total: None
@@ -142,7 +143,7 @@ class Bench:
         split = self.splits(protocol.split)
         samples = min(protocol.limit or len(split), len(split))
         height, width = split.load(0).shape[-2:]
-        seen = dict(self.fingerprints(protocol.settings, protocol.attacker.source)) if protocol.attack else {}
+        seen = dict(self.fingerprints(protocol.words, protocol.attacker.source)) if protocol.attack else {}
         if protocol.attack and protocol.attack.studies:
             seen["training images"] = f"{self.splits('train').digest}/{self.splits('train').content}"
         mixed = 0 if self.participant.model.batch_independent else self.batch_size

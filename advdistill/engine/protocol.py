@@ -73,7 +73,7 @@ class Protocol:
         name: the column's head. split: which split. limit: a stratified subset of that many samples; 0: all.
         attack: None for clean accuracy. threat: the ball, None for clean accuracy.
         settings: what the attack was built from, JSON-able; part of the statement. code: name -> version or content of
-            the plugins that attack, where they are others'.
+            the plugins that attack, where they are others'. words: its free text in settings, which may name models.
         attacker: see there; its `source` names the model that the images are made on.
     """
 
@@ -85,6 +85,7 @@ class Protocol:
     settings: Mapping[str, Any] = field(default_factory=dict)
     attacker: Attacker = Attacker()
     code: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def statement(
         self,

@@ -111,9 +111,9 @@ class Company:
     def __call__(self, name: str) -> Seen:
         return Seen(self._participant(name))
 
-    def fingerprints(self, settings: Mapping[str, Any], source: str) -> dict[str, str]:
-        """Name -> what identifies the model, of the source and of every model that an attack's settings name."""
-        named = [source, *(text for text in _texts(settings) if self._is_model(text))]
+    def fingerprints(self, words: Iterable[str], source: str) -> dict[str, str]:
+        """Name -> what identifies the model, of the source and of every model among `words`, an attack's settings."""
+        named = [source, *(word for word in words if self._is_model(word))]
         for name in named:
             self._participant(name)
         return {name: self._prints[name] for name in named if name != "self"}
@@ -371,15 +371,6 @@ def _left_out(target: Target, source: str) -> str:
     if source == "teachers" and not target.roles():
         return f"{target.name} had no teachers"
     return ""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in plain data."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def _digest(value: Any) -> str:

@@ -282,11 +282,13 @@ class Ray(Launcher):
         how: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address == "local":
             how |= {"object_store_memory": self.STORE, "include_dashboard": False, "num_cpus": cores()}
+        before = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address, **how)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunError(f"Ray: {_first_line(error)}", "is RAY_ADDRESS right?") from error
         self._own = True
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own in place, which ends this process without a word
 
     def _share(self) -> dict[str, float]:
         """What a unit takes of a machine, in what Ray counts in: whole numbers above 1."""

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from advdistill import Attack, ClassSet, Noise, Problem, Threat
-from advdistill.engine import checkpoint
+from advdistill.engine import build, checkpoint
 from advdistill.engine.count import Count
 from advdistill.engine.data import ArraySplit, stratified
 from advdistill.engine.evaluate import Bench, Results
@@ -44,6 +44,7 @@ from advdistill.engine.protocol import Protocol
 from advdistill.engine.subject import Target
 from advdistill.errors import DataError, RunError, UsageError
 from advdistill.hooks.registry import default_registry
+from advdistill.recipe.resolve import resolve_blocks
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 from advdistill.testing.toy import CLASSES
 
@@ -470,9 +471,9 @@ def test_whose_model_a_name_means(trained: Path) -> None:
     for name, learned in wanted.items():
         torch.testing.assert_close(said[name], saying(learned), msg=name)
     assert all((said[a] - said[b]).abs().max() > 1e-3 for a in said for b in said if a < b), "they differ"
-    prints = [company.fingerprints({}, name).get(name, "") for name in wanted]
+    prints = [company.fingerprints((), name).get(name, "") for name in wanted]
     assert prints[0] == "" and len(set(prints)) == 4
-    named = company.fingerprints({"attack": {"through": other, "steps": 3}, "teacher": "clean"}, "self")
+    named = company.fingerprints((other, "top", "clean"), "self")
     assert named == {other: prints[3], "clean": prints[2]}
     torch.testing.assert_close(company("self").logits(images), saying(values))
     with pytest.raises(UsageError, match="knows no model 'robust'") as told:
@@ -498,3 +499,10 @@ def test_what_an_attack_learns_it_learns_from_training_samples() -> None:
     chosen = stratified(bench.splits("train").labels, 12, 3)
     assert torch.equal(images, torch.stack([bench.splits("train").load(int(i)) for i in chosen]))
     assert labels.tolist() == bench.splits("train").labels[chosen].tolist() and labels.bincount().tolist() == [2] * 6
+
+
+def test_only_free_text_names_models() -> None:
+    registry = default_registry()
+    tree = {"use": "bpda", "through": "robust", "attack": {"use": "apgd", "loss": "kl", "of": "clean", "to": "base"}}
+    block = resolve_blocks({"attack": tree}, registry)[("attack",)]
+    assert set(build.protocol(registry, "x", block, Threat("linf", 0.1)).words) == {"robust", "base"}

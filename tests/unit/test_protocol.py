@@ -138,7 +138,7 @@ class Scene:
         participant = Participant(ToyModel(ToyConfig()), classes)
         split = split or self.split
 
-        def others(settings: Any, source: str) -> dict[str, str]:
+        def others(words: Any, source: str) -> dict[str, str]:
             return {} if source == "self" else {source: prints}
 
         return Bench(participant, lambda name: split, seed, fingerprints=others, **how).statement(protocol)
