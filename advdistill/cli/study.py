@@ -44,7 +44,7 @@ def study(
         ),
     ] = "local",
     jobs: Annotated[
-        int, typer.Option(min=0, help="Runs at a time on a machine; 0: one for each GPU, or else for each core.")
+        int, typer.Option(min=0, help="Runs at a time on a machine (with slurm: in all); 0: one a GPU, or else a core.")
     ] = 0,
     sbatch: Annotated[
         str, typer.Option(metavar="OPTIONS", help='With slurm: options of its jobs, like "--gpus=1 --time=1:00:00".')
@@ -97,6 +97,10 @@ def study(
         _foretell(plan, jobs, json)
     elif launcher == "slurm":
         words = ["study", file, *(overrides or ()), "--dir", str(home), *_given("--plugin", plugin)]
+        if not accept_changes:
+            from advdistill.study.run import refuse_changes
+
+            refuse_changes(plan)
         _queue(plan, words, sbatch, jobs, json)
     elif task == "tables":
         from advdistill.study.run import collect

@@ -89,6 +89,8 @@ def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_c
     found = Found(plan)
     try:
         for unit in plan.needs():  # one after the other: they may start from each other
+            if unit.finished and (other := _change(unit, Path(unit.folder))):
+                watcher.warned(f"{unit.folder} holds another run of {unit.title}, and is taken as it is: {other}")
             if why := _through("needs", [unit], launcher, watcher).get(unit.title):
                 raise RunError(f"{unit.title}, which the others start from: {why}", f"see {Path(unit.folder) / LOG}")
         found.failed |= _through("trials", trials(plan), launcher, watcher)
@@ -116,6 +118,11 @@ def collect(plan: Plan, watcher: Watcher | None = None) -> Found:
     _settle(found, cells)
     Index(plan.folder / "study.json", watcher or Watcher()).write(plan, cells, found)
     return found
+
+
+def refuse_changes(plan: Plan) -> None:
+    """Raise UsageError where finished cells are not the runs any more that they were."""
+    Index(plan.folder / "study.json", Watcher()).refuse_changes(known_cells(plan, chosen(plan)), accept=False)
 
 
 def _settle(found: Found, cells: Sequence[Cell]) -> None:
@@ -227,7 +234,10 @@ class Index:
         changed = [(cell, was) for cell in cells if (was := self._before(cell)) and not cell.unit.finished]
         if not changed or accept:
             return
-        lines = [f"  {cell.unit.title}: {_change(cell, was)}" for cell, was in changed[:8]]
+        lines = []
+        for cell, was in changed[:8]:
+            what = _change(cell.unit, Path(cell.unit.folder).with_name(was)) or "a file that it reads"
+            lines.append(f"  {cell.unit.title}: {what}")
         lines += [f"  and {len(changed) - 8} more"] if len(changed) > 8 else []
         raise UsageError(
             "\n".join([f"{len(changed)} finished cells are not the runs any more that they were:", *lines]),
@@ -274,17 +284,16 @@ class Index:
         }
 
 
-def _change(cell: Cell, was: str) -> str:
-    """What is different, in words."""
+def _change(unit: Unit, was: Path) -> str:
+    """What is different between the recipe in the folder `was` and the unit's, in words; "": nothing."""
     from advdistill.recipe.diff import diff
     from advdistill.recipe.resolve import load_recipe
 
-    unit = cell.unit
     try:
-        before = load_recipe(Path(unit.folder).with_name(was) / "recipe.yaml", plugins=unit.plugins).tree
+        before = load_recipe(was / "recipe.yaml", plugins=unit.plugins).tree
     except UserError:
-        return "another recipe"
+        return "its recipe cannot be read"
     after = load_recipe(unit.source, unit.words, plugins=unit.plugins).tree
-    changes = [c for c in diff(before, after) if c.path.split(".")[0] not in ("name", "save", "report")]
+    changes = [c for c in diff(before, after) if c.path.split(".")[0] not in ("name", "save", "report", "plugins")]
     told = [f"{c.path} {json.dumps(c.left)} -> {json.dumps(c.right)}" for c in changes[:3]]
-    return ", ".join(told) + (" …" if len(changes) > 3 else "") or "a file that it reads"
+    return ", ".join(told) + (" …" if len(changes) > 3 else "")

@@ -6,6 +6,7 @@ Guarantees:
 - a unit that kills every process loses no other, and ends;
 - a process that cannot even begin ends the study with the reason, and is not begun for ever;
 - closing a launcher tells its workers to save and stop, and waits for them; nobody is left;
+- several GPUs are handed to processes in turn, cores are divided among them;
 - SLURM's scripts are valid, say what depends on what, and their tasks are the units that are not finished.
 """
 
@@ -154,6 +155,17 @@ def write_base(folder: Path) -> None:
 
 def run_some(some: Sequence[Unit]) -> None:
     assert not any(done(Here(), some).values())
+
+
+def test_several_gpus_are_handed_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("advdistill.engine.launch.cores", lambda: 8)
+    local = Local(3)
+    local._share = 3
+    found = [local._environment(["3", "5"]) for _ in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["3", "5", "3"]
+    assert {each["OMP_NUM_THREADS"] for each in found} == {"2"}
+    assert local._environment(["3"]).get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def test_a_lone_worker_is_found_where_this_process_finds_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,8 @@ def test_damaged_notes_are_told_and_mended(tmp_path: Path) -> None:
         assert who.did == [unit.title] and len(found.cells) == 2 and "is damaged" in heard.warnings[-1]
         assert json.loads(note.read_text())["accuracy"] == before["accuracy"]
     assert len(heard.warnings) == 3
+    told = (Path(unit.folder) / "metrics.jsonl").read_text()
+    assert told.count('"event": "run_started"') == 1  # measured again, not trained again
 
 
 def test_what_the_others_start_from_comes_first(tmp_path: Path) -> None:
@@ -180,6 +182,10 @@ def test_what_the_others_start_from_comes_first(tmp_path: Path) -> None:
     run(plan(study, tmp_path), who)
     assert who.did == ["base", "small · seed 0", "large · seed 0"]
     assert task(plan(study, tmp_path), "needs:0").finished
+    study_parts.run_parts.write(tmp_path, "base", train={"steps": 2})
+    heard = Heard()
+    run(plan(study, tmp_path), Here(), heard)
+    assert "holds another run of base, and is taken as it is: train.steps 1 -> 2" in heard.warnings[0]
 
 
 def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
