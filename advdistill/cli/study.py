@@ -192,17 +192,15 @@ def _units(found: Found) -> list[Unit]:
 
 def _show(summary: dict[str, Any]) -> None:
     """The clean and the main column, and the differences in words."""
-    clean, main = summary["clean"], summary["main"]
+    clean, main = str(summary["clean"]), str(summary["main"])
     lines, words = [], []
     for row in summary["rows"]:
         shares = [_percent(row["columns"].get(name)) for name in (clean, main)]
         lines.append((row["name"], *shares, str(len(row["seeds"]))))
-        words += [
-            f"{row['name']}, {each['against']}: {each.get('words') or each.get('why')}"
-            for each in row["differences"].values()
-        ]
-    typer.echo(f"{summary['title'] or summary['study']}\n")
-    print_columns(("ROW", str(clean).upper(), str(main).upper(), "SEEDS"), lines)
+        for each in row["differences"].values():
+            words.append(f"{row['name']} against {each['against']}: {each.get('words') or each.get('why')}")
+    typer.echo(f"{summary['title'] or summary['study']}\naccuracy in % [95 % interval over seeds and samples]\n")
+    print_columns(("ROW", clean, main, "SEEDS"), lines)
     for line in words:
         typer.echo(line)
 

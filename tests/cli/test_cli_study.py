@@ -123,7 +123,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int
 def test_a_miniature(miniature: tuple[Path, tuple[int, str, str]], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, (code, out, err) = miniature
     assert code == 0, err
-    assert out.startswith("Does a larger step help?\n") and "PGD-2" in out and "small " in out and "large " in out
+    assert out.startswith("Does a larger step help?\n") and "pgd-2 " in out and "small " in out and "large " in out
     assert (
         "trials 2/2  small" in err and "cells 2/2  " in err and "pgd-2" in err and "runs/studies/study/study.md" in err
     )
@@ -193,13 +193,13 @@ def test_a_cell_that_fails_is_named_and_the_others_are_there(cli: Cli, tmp_path:
     once = tmp_path / "once"
     failing = {"strategy.how": "bug", "strategy.once": str(once)}
     write(tmp_path, axes={"rate": {"small": {}, "large": {"set": {"optim.lr": 0.1, **failing}}}})
-    code, out, err = ended(begin(tmp_path, "study.yaml"))
-    assert code == 1
-    assert "failed: large · seed 0: internal error: ZeroDivisionError" in err and "/log.txt" in err
-    assert "small" in out and (tmp_path / "runs" / "studies" / "study" / "study.md").exists()
-    assert "1 failed, 0 more missing" in err and "Traceback" not in err
-    code, out, err = ended(begin(tmp_path, "study.yaml"))
-    assert code == 0 and "cells: 1 of 2 are finished already" in err, err
+    said = cli("study", "study.yaml")
+    assert said.code == 1
+    assert "failed: large · seed 0: internal error: ZeroDivisionError" in said.err and "/log.txt" in said.err
+    assert "small" in said.out and (tmp_path / "runs" / "studies" / "study" / "study.md").exists()
+    assert "1 failed, 0 more missing" in said.err and "Traceback" not in said.err
+    said = cli("study", "study.yaml")
+    assert said.code == 0 and "cells: 1 of 2 are finished already" in said.err, said.err
 
 
 def test_two_studies_at_once_share_their_runs(tmp_path: Path) -> None:
