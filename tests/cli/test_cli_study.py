@@ -168,8 +168,8 @@ def test_tasks_leave_what_one_command_leaves(
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda each: each.name)
 def test_who_ends_it_loses_nothing(tmp_path: Path, how: signal.Signals) -> None:
-    write(tmp_path, recipe={"train": {**RECIPE["train"], "steps": 100}})
-    process = begin(tmp_path, "study.yaml", "--jobs", "2", pause=0.2)
+    write(tmp_path, recipe={"train": {**RECIPE["train"], "steps": 60}})
+    process = begin(tmp_path, "study.yaml", "--jobs", "2", pause=0.5)
     until(lambda: len(list(tmp_path.rglob("resume.safetensors"))) == 2)
     begun = workers(process)
     assert len(begun) >= 2
