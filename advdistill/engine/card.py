@@ -13,7 +13,6 @@ from torch import Tensor
 
 from advdistill.engine.count import Count
 from advdistill.engine.outcomes import Column, Evaluation, Outcome
-from advdistill.engine.sources import effective
 from advdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,12 +49,8 @@ def share(right: Tensor, sources: Tensor) -> dict[str, Any]:
     Args:
         right: (N,) bool. sources: (N, k) long, as `Outcome.sources`.
     """
-    count = Count(int(right.sum()), len(right))
-    said = {"hits": count.hits, "total": count.total, "accuracy": count.share}
-    if not sources.shape[1]:
-        return {**said, "wilson95": list(count.wilson())}
-    worth = effective(right.double().numpy(), sources.numpy())
-    return {**said, "sources95": list(count.wilson(effective=worth))}
+    count = Count.of(right, sources)
+    return {"hits": count.hits, "total": count.total, "accuracy": count.share, **count.interval()}
 
 
 def ends(said: Mapping[str, Any]) -> tuple[float, float]:
@@ -334,7 +329,7 @@ def _headline(evaluation: Evaluation, doubts: Sequence[Mapping[str, Any]]) -> st
             f"{counted(held)} withstand {where}: no attacker who knows everything did anything, this is not robustness"
         )
     clean = columns[0].outcome.clean
-    text += f"; clean {percent(Count(int(clean.sum()), len(clean)).share)}."
+    text += f"; clean {percent(Count.of(clean).share)}."
     if lazy := int(unmoved.sum()):
         text += f" Not measured: the attack did nothing on {lazy} of those that withstood."
     if reasons:

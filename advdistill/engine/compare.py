@@ -74,7 +74,8 @@ class Row:
         p: of no difference: McNemar's where there is one seed and samples are independent, else the bootstrap's.
         adjusted: Holm's, over all rows.
         tests: one a pair of seeds; none where the methods have different numbers of seeds, or samples share sources.
-        detectable: the difference that would have been seen with 80 % power; 1: none would.
+        detectable: the difference that would have been seen with 80 % power; 1: none would, since there are too few of
+            what is `scarce`.
     """
 
     first: str
@@ -88,6 +89,7 @@ class Row:
     p: float
     tests: tuple[McNemar, ...]
     detectable: float
+    scarce: str
     adjusted: float = math.nan
 
     @property
@@ -104,7 +106,7 @@ class Row:
             return f"{better} is better than {worse} by {points}"
         unseen = f"one of less than {100 * self.detectable:.1f} points could not have been"
         if self.detectable >= 1:
-            unseen = f"none could have been: too few {'samples' if self.samples < 6 else 'seeds'}"
+            unseen = f"none could have been: too few {self.scarce}"
         if self.p <= LEVEL:
             return f"{better} seems better by {points}, but not after Holm over the table; {unseen} seen"
         return f"no difference seen; {unseen}"
@@ -562,6 +564,7 @@ def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[M
     samples = first.shape[1]
     drawn = bootstrap(first, second, draws, seed, table.sources)
     together = table.sources.shape[1] > 0
+    apart = independent(table.sources) if together else samples
     low, high = (float(q) for q in np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2)))
     tests: tuple[McNemar, ...] = ()
     if len(first) == len(second) and not together:
@@ -574,11 +577,11 @@ def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[M
     else:
         tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
-        apart = independent(table.sources) if together else samples
         could = max((high - low) / 2 * (1 + Z_POWER / Z_LEVEL), detectable(0.0, apart))
     accuracy = float(first.mean()), float(second.mean())
     ends = max(low, -1.0), min(high, 1.0)
-    return Row(*pair, heading, samples, accuracy, accuracy[0] - accuracy[1], *ends, p, tests, min(could, 1.0))
+    scarce = "samples" if apart < 6 or len(first) == len(second) == 1 else "seeds"
+    return Row(*pair, heading, samples, accuracy, accuracy[0] - accuracy[1], *ends, p, tests, min(could, 1.0), scarce)
 
 
 def _label(number: int, first: Any, second: Any) -> str:

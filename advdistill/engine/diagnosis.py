@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advdistill.engine import radar
+from advdistill.engine.count import Count
 from advdistill.engine.data import Dataset, read
 from advdistill.engine.evaluate import Bench, Progress, split_reader
 from advdistill.engine.outcomes import Column
@@ -79,7 +80,7 @@ class Patient:
     def teaching(self) -> dict[str, Teaching]:
         """Each teacher beside the model."""
         student, *teachers = self._said.values()
-        found = [compare(student, teacher, self.crafted.labels) for teacher in teachers]
+        found = [compare(student, teacher, self.crafted.labels, self.crafted.sources) for teacher in teachers]
         return dict(zip(self.teachers, found, strict=True))
 
     @cached_property
@@ -96,12 +97,12 @@ class Patient:
     def alike(self) -> dict[str, dict[str, Similarity | None]]:
         """Name -> what is compared -> how alike: its maps on x and on x'; a teacher's and the student's, on each."""
         found: dict[str, dict[str, Similarity | None]] = {}
-        student = self.maps.get("student")
+        student, sources = self.maps.get("student"), self.crafted.sources
         for name, own in self.maps.items():
-            found[name] = {"x and x'": Similarity.of(own.clean, own.adversarial)}
+            found[name] = {"x and x'": Similarity.of(own.clean, own.adversarial, sources)}
             if student and name != "student":
-                found[name]["student's on x"] = Similarity.of(own.clean, student.clean)
-                found[name]["student's on x'"] = Similarity.of(own.adversarial, student.adversarial)
+                found[name]["student's on x"] = Similarity.of(own.clean, student.clean, sources)
+                found[name]["student's on x'"] = Similarity.of(own.adversarial, student.adversarial, sources)
         return found
 
     def figure(self) -> Figure:
@@ -187,7 +188,7 @@ def side_by_side(
         entries = []
         for row, on_new, on_moved in zip(rows, new, moved, strict=True):
             outcome = row.measure().outcome
-            clean = radar.Count(int(outcome.clean.sum()), len(outcome))
+            clean = Count.of(outcome.clean, outcome.sources)
             away = [
                 each.accuracy(f"{row.name}, shift {n}", limit, batch_size, progress) for n, each in enumerate(on_moved)
             ]

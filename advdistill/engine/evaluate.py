@@ -70,7 +70,7 @@ class Results:
                     "hits": count.hits,
                     "total": count.total,
                     "accuracy": count.share,
-                    "wilson95": list(count.wilson()),
+                    **count.interval(),
                     "statement": self.statements[name],
                 }
                 for name, count in self.counts.items()
@@ -83,7 +83,7 @@ class Results:
         protocols = row["protocols"]
         return cls(
             subject,
-            {name: Count(p["hits"], p["total"]) for name, p in protocols.items()},
+            {name: Count(p["hits"], p["total"], p.get("effective")) for name, p in protocols.items()},
             {name: p["statement"] for name, p in protocols.items()},
             stored=stored,
         )

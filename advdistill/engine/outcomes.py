@@ -83,7 +83,7 @@ class Outcome:
     @property
     def count(self) -> Count:
         """Right out of all samples drawn."""
-        return Count(int(self.right.sum()), len(self))
+        return Count.of(self.right, self.sources)
 
 
 @dataclass(frozen=True)

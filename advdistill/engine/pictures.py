@@ -87,7 +87,8 @@ def eps_figure(evaluations: Sequence[Evaluation]) -> Figure:
         unit = 255 if norm == "linf" else 1
         for number, (label, curve) in enumerate(lines):
             radii = [unit * point["eps"] for point in curve["points"]]
-            _line(axes, radii, [Count(point["hits"], point["total"]) for point in curve["points"]], label, number)
+            counts = [Count(point["hits"], point["total"], point.get("effective")) for point in curve["points"]]
+            _line(axes, radii, counts, label, number)
         axes.set_title("accuracy over the radius, 95 % Wilson interval")
         axes.set_xlabel(f"{norm} radius" + (" × 255" if norm == "linf" else ""))
         _percent(axes)

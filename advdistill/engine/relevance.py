@@ -32,15 +32,20 @@ class Similarity:
     rank: Mean
 
     @classmethod
-    def of(cls, first: Tensor, second: Tensor) -> Similarity | None:
-        """Of (N, h, w) maps; the finer ones are averaged down to the grid of the coarser. None: no image counts."""
+    def of(cls, first: Tensor, second: Tensor, sources: Tensor | None = None) -> Similarity | None:
+        """Of (N, h, w) maps; the finer ones are averaged down to the grid of the coarser. None: no image counts.
+
+        Args:
+            sources: (N, k) long, as `Outcome.sources`; None: images share none.
+        """
         grid = min(first.shape[1], second.shape[1]), min(first.shape[2], second.shape[2])
         a, b = (F.adaptive_avg_pool2d(maps[:, None].double(), grid).flatten(1) for maps in (first, second))
         tell = (a.amax(1) > a.amin(1)) & (b.amax(1) > b.amin(1))
         if not tell.any():
             return None
-        a, b = a[tell], b[tell]
-        return cls(Mean.of(F.cosine_similarity(a, b)), Mean.of(F.cosine_similarity(_ranks(a), _ranks(b))))
+        a, b, known = a[tell], b[tell], None if sources is None else sources[tell]
+        alike = F.cosine_similarity(a, b), F.cosine_similarity(_ranks(a), _ranks(b))
+        return cls(*(Mean.of(values, known) for values in alike))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -4,7 +4,8 @@ What is read: numbers that a step has anyway (losses, gradients, what the studen
 returned), and at a probe one more look at the probe's samples. Nothing is computed anew in a step, no random number is
 drawn, and a run that takes no probes reads nothing. A sign is told when two probes in a row show it, once a run.
 Differences between probes count where the same samples tell them apart (exact McNemar test, 5 %), shares where their
-95 % interval does. Where no source is named, a threshold is inferred.
+95 % interval does; samples are taken for independent, also where they share sources. Where no source is named, a
+threshold is inferred.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advdistill.engine.build import Parts
+from advdistill.engine.card import percent
 from advdistill.engine.count import Count
 from advdistill.engine.events import Symptom
 from advdistill.engine.step import Step
@@ -195,8 +197,8 @@ class Signatures:
                     f"{role} teacher",
                     now,
                     _share(_read(before)) - FORGETS,
-                    f"the {role} teacher was right about {_percent(_share(_read(before)))} of clean images at the "
-                    f"start, and is about {_percent(now)}",
+                    f"the {role} teacher was right about {percent(_share(_read(before)))} of clean images at the "
+                    f"start, and is about {percent(now)}",
                     f"lower the weight of what it learns from the student (strategy.beta), or optim.groups.{role}.lr",
                 )
 
@@ -206,7 +208,7 @@ class Signatures:
             past.first_loss = loss
         if glance.robust is None or past.first_loss is None or not self._attacks:
             return
-        robust = Count(int(glance.robust.sum()), len(glance.robust))
+        robust = Count.of(glance.robust)
         # As little may be all that can be had of many classes, early on: clean images must be told apart by far better.
         apart = robust.wilson()[1] < glance.clean.wilson()[0]
         if robust.share < NOT_ROBUST and apart and past.first_loss - loss >= FALLEN * abs(past.first_loss):
@@ -217,14 +219,14 @@ class Signatures:
                 robust.share,
                 NOT_ROBUST,
                 f"the loss has fallen from {past.first_loss:.3g} to {loss:.3g}, but the student withstands the probe's "
-                f"attack on {_percent(robust.share)} of the images",
+                f"attack on {percent(robust.share)} of the images",
                 "train at a smaller threat.eps or let it grow (train.eps_warmup), take more attack.steps, or let more "
                 "of the student learn",
             )
 
     def _one_class(self, clock: Clock, glance: Glance, watched: dict[str, float]) -> Iterator[Symptom]:
         most = int(glance.said.bincount().argmax())
-        said = Count(int((glance.said == most).sum()), len(glance.said))
+        said = Count.of(glance.said == most)
         watched["largest class"] = said.share
         due = _share(glance.labels == most)
         threshold = due + ONE_CLASS * (1 - due)
@@ -235,8 +237,8 @@ class Signatures:
                 "student",
                 said.share,
                 threshold,
-                f"{_percent(said.share)} of the student's predictions of clean images are one class, which "
-                f"{_percent(due)} of them belong to",
+                f"{percent(said.share)} of the student's predictions of clean images are one class, which "
+                f"{percent(due)} of them belong to",
                 "lower optim.lr, set optim.clip_norm, or let the radius grow (train.eps_warmup)",
             )
 
@@ -295,8 +297,8 @@ class Signatures:
                 "student",
                 now,
                 best - OVERFITTING,
-                f"the student withstands the training attack on {_percent(attacked)} of the images, "
-                f"{_percent(past.attacked)} before, but the probe's attack on {_percent(now)}, {_percent(best)} before",
+                f"the student withstands the training attack on {percent(attacked)} of the images, "
+                f"{percent(past.attacked)} before, but the probe's attack on {percent(now)}, {percent(best)} before",
                 "take more attack.steps and a smaller attack.step, or keep the best probe (evaluate.select: robust)",
             )
 
@@ -314,7 +316,7 @@ class Signatures:
                     wrong.share,
                     FOOLED,
                     f"the {role} teacher, which training asks about adversarial images, is wrong about "
-                    f"{_percent(wrong.share)} of those made for the student",
+                    f"{percent(wrong.share)} of those made for the student",
                     f"take a teacher for {role} that is robust at threat.eps, lower threat.eps, or show it clean "
                     "images (strategy.views)",
                 )
@@ -349,7 +351,3 @@ def _written(right: Tensor) -> str:
 
 def _read(written: str) -> Tensor:
     return torch.tensor([each == "1" for each in written])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -185,13 +185,15 @@ class Step:
         """(2,) float64: of the images that attacks returned, those that the student was right about, and those that it
         was asked about; only what is known already, and was not told before."""
         found = torch.zeros(2, dtype=torch.float64, device=self.labels.device)
-        for images in list(self._uncounted):
+        waiting, self._uncounted = self._uncounted, []
+        for images in waiting:
             said = self._said.get((id(self._student), id(images)))
             logits = None if said is None else said._found("logits")
-            if logits is not None:
+            if logits is None:
+                self._uncounted.append(images)
+            else:
                 hit = (logits.argmax(1) == self.labels).sum()
                 found += torch.stack([hit, torch.full_like(hit, len(images))])
-                self._uncounted = [other for other in self._uncounted if other is not images]
         return found
 
     def shown(self) -> set[str]:

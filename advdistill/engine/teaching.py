@@ -12,10 +12,12 @@ from torch import Tensor
 from advdistill.engine.checkpoint import open_teacher
 from advdistill.engine.count import Count
 from advdistill.engine.evaluate import Bench
+from advdistill.engine.losses import kl
 from advdistill.engine.model import VisionLanguageModel
 from advdistill.engine.outcomes import Column
 from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
+from advdistill.engine.sources import variance
 
 if TYPE_CHECKING:
     from advdistill.engine.subject import Target
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 """Of the bootstrap."""
+Z = 1.959964
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Mean:
     """A mean over samples.
 
     Attributes:
-        low, high: the bootstrap's 95 % percentile interval (Efron 1979), sampling error only; it stays in the range of
-            the values.
+        low, high: the bootstrap's 95 % percentile interval (Efron 1979); where samples share sources, the normal one
+            with the variance that they give (`sources.variance`). Sampling error only, in the range of the values.
         count: samples.
     """
 
@@ -42,10 +46,17 @@ class Mean:
     count: int
 
     @classmethod
-    def of(cls, values: Tensor) -> Mean:
-        """Of (n,) finite numbers, n > 0; the same draws every time."""
-        values, generator = values.double(), torch.Generator().manual_seed(0)
-        count = len(values)
+    def of(cls, values: Tensor, sources: Tensor | None = None) -> Mean:
+        """Of samples' values; the same draws every time.
+
+        Args:
+            values: (n,) finite, n > 0. sources: (n, k) long, as `Outcome.sources`; None, or k = 0: they share none.
+        """
+        values, count = values.double(), len(values)
+        if sources is not None and sources.numel():
+            mean, half = values.mean().item(), Z * variance(values.numpy(), sources.numpy()) ** 0.5
+            return cls(mean, max(mean - half, values.min().item()), min(mean + half, values.max().item()), count)
+        generator = torch.Generator().manual_seed(0)
         drawn = [values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(DRAWS)]
         low, high = torch.stack(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return cls(values.mean().item(), low, high, count)
@@ -68,6 +79,11 @@ class Crafted:
     adversarial: Tensor
     labels: Tensor
     column: Column
+
+    @property
+    def sources(self) -> Tensor:
+        """(N, k) long, as `Outcome.sources`."""
+        return self.column.outcome.sources
 
 
 def craft(bench: Bench, protocol: Protocol) -> Crafted:
@@ -211,12 +227,19 @@ class Teaching:
         }
 
 
-def compare(student: Said, teacher: Said, labels: Tensor) -> Teaching:
-    """What a teacher says beside what its student says; labels (N,)."""
+def compare(student: Said, teacher: Said, labels: Tensor, sources: Tensor | None = None) -> Teaching:
+    """What a teacher says beside what its student says.
+
+    Args:
+        labels: (N,) long. sources: (N, k) long, as `Outcome.sources`; None: samples share none.
+    """
+
+    def share(found: Tensor, among: slice | Tensor = slice(None)) -> Count:
+        return Count.of(found[among], None if sources is None else sources[among])
 
     def view(s: Tensor, t: Tensor) -> View:
-        divergence = (t.exp() * (t - s)).sum(1)
-        return View(_share(t.argmax(1) == labels), _share(s.argmax(1) == t.argmax(1)), Mean.of(divergence))
+        divergence = Mean.of(kl(t, s), sources)
+        return View(share(t.argmax(1) == labels), share(s.argmax(1) == t.argmax(1)), divergence)
 
     s, t = student.adversarial.argmax(1), teacher.adversarial.argmax(1)
     wrong, doomed, disagree = s != labels, t != labels, s != t
@@ -225,29 +248,18 @@ def compare(student: Said, teacher: Said, labels: Tensor) -> Teaching:
     return Teaching(
         clean=view(student.clean, teacher.clean),
         adversarial=view(student.adversarial, teacher.adversarial),
-        wrong_too=_share(doomed, among=wrong),
-        apart=_share(~doomed, among=wrong),
-        fooled=_share(doomed, among=both & wrong),
-        student_wrong=_share(wrong),
-        teacher_wrong=_share(doomed),
-        disagree=_share(disagree),
-        slack=_share(excess > 0),
-        excess=Mean.of(excess),
+        wrong_too=share(doomed, among=wrong),
+        apart=share(~doomed, among=wrong),
+        fooled=share(doomed, among=both & wrong),
+        student_wrong=share(wrong),
+        teacher_wrong=share(doomed),
+        disagree=share(disagree),
+        slack=share(excess > 0),
+        excess=Mean.of(excess, sources),
     )
 
 
 def plain(count: Count) -> dict[str, Any]:
-    """A count with its share and 95 % Wilson interval; None for both where there is nothing to count."""
-    known = count.total > 0
-    return {
-        "hits": count.hits,
-        "total": count.total,
-        "share": count.share if known else None,
-        "wilson95": list(count.wilson()) if known else None,
-    }
-
-
-def _share(found: Tensor, among: Tensor | None = None) -> Count:
-    if among is not None:
-        found = found[among]
-    return Count(int(found.sum()), len(found))
+    """A count with its share and 95 % interval; None for both where there is nothing to count."""
+    known = {"share": count.share, **count.interval()} if count.total else {"share": None, "wilson95": None}
+    return {"hits": count.hits, "total": count.total, **known}

@@ -96,7 +96,8 @@ def _plain(value: Any, where: str, bad: list[str]) -> Any:
     if isinstance(value, Results):
         return _plain(value.to_json(), where, bad)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value = {name: item for name, item in held.items() if item is not None}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}", bad) for key, item in value.items()}
     if isinstance(value, Sequence):

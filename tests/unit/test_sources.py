@@ -9,7 +9,8 @@ Guarantees:
 - evaluation hands the split's sources on, limits and files keep them, files without any are read as before;
 - `compare` leaves out McNemar and says so, takes p from the draws, and sees differences only above what its
   interval could show; an evaluation without sources takes those of the others;
-- the card's interval is the sources', by its own name, and the card says so.
+- the card's interval is the sources', by its own name, and the card says so; results and a diagnosis have the same,
+  and stored results keep it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import torch
 from outcome_parts import bits, clean_column, column, evaluation, outcome
 from torch import Tensor
 
-from advdistill.engine.card import card, markdown
+from advdistill.engine.card import card, ends, markdown
 from advdistill.engine.compare import Method, bootstrap, compare
 from advdistill.engine.data import Split
-from advdistill.engine.evaluate import Bench
+from advdistill.engine.evaluate import Bench, Results
 from advdistill.engine.outcomes import FILE, Evaluation
 from advdistill.engine.participant import Participant
 from advdistill.engine.protocol import Protocol
 from advdistill.engine.sources import drawn, effective, independent, variance
+from advdistill.engine.teaching import Mean, Said
+from advdistill.engine.teaching import compare as taught
 from advdistill.testing import ToyConfig, ToyDataset, ToyModel
 
 
@@ -176,3 +179,34 @@ def test_the_card_names_its_interval() -> None:
     assert f"[{100 * low:.1f}–{100 * high:.1f}]" in shared["headline"]
     assert "share the pictures" in markdown(shared) and "share the pictures" not in markdown(bare)
     assert shared["columns"][0]["sources95"][1] == 1.0 > shared["columns"][0]["sources95"][0]
+
+
+def test_results_and_their_files_know() -> None:
+    sources = torch.from_numpy(crossed(40, 10, np.random.default_rng(0)))
+    skill = bits(0.8, 4, 40)
+    right = skill[sources].all(1)
+    found = measured("a", right, sources)
+    row, column = Results.of("a", found.columns), card(found)["columns"][1]
+    assert row.counts["pgd"].wilson() == ends(column) and row.counts["pgd"].effective < 200
+    plain = row.to_json()["protocols"]["pgd"]
+    assert plain["sources95"] == column["sources95"] and "wilson95" not in plain
+    assert Results.from_json("a", json.loads(json.dumps(row.to_json()))).counts == row.counts
+
+
+def test_a_diagnosis_knows() -> None:
+    sources = torch.from_numpy(crossed(40, 10, np.random.default_rng(0)))
+    labels = torch.zeros(400, dtype=torch.long)
+    student, teacher = (bits(0.8, seed, 40)[sources].all(1) for seed in (4, 5))
+
+    def said(right: Tensor) -> Said:
+        logits = torch.stack([right, ~right], 1).double().log_softmax(1)
+        return Said(logits, logits)
+
+    one, other = (taught(said(student), said(teacher), labels, known) for known in (sources, None))
+    assert one.teacher_wrong.hits == other.teacher_wrong.hits and one.slack.effective < 300
+    for name in ("wrong_too", "teacher_wrong", "disagree"):
+        (low, high), (inner, outer) = (getattr(each, name).wilson() for each in (one, other))
+        assert low < inner and high > outer, name
+    one, other = one.clean.divergence, other.clean.divergence
+    assert one.value == other.value and one.low < other.low and one.high > other.high
+    assert Mean.of(torch.ones(3), torch.arange(6).view(3, 2)) == Mean(1, 1, 1, 3)
