@@ -261,11 +261,13 @@ def subjects(
     norm: str | None = None,
     eps: float | None = None,
     limit: int | None = None,
+    data_of: Target | None = None,
 ) -> Iterator[Subject]:
     """A model with a suite's protocols, scope by scope; columns in the order of what the attacker has to go on.
 
     Args:
         data, norm, eps, limit: as for `subject`; they go before what the suite says.
+        data_of: whose data and threat are meant where nobody says; None: the model's own.
         classes: as for `subject`; "": as the scope says.
 
     Raises:
@@ -276,13 +278,13 @@ def subjects(
     settings = suite.model
     listed = settings.protocols.items()
     for name, scope in (settings.scopes or {"": Scope()}).items():
-        block = _folder(registry, data) or suite.data.get(name)
+        block = _folder(registry, data) or suite.data.get(name) or (_own_data(data_of, registry) if data_of else None)
         dataset, notes = _data(target, registry, block, classes or scope.classes)
         where: dict[str, Any] = {"split": settings.split, "limit": settings.limit if limit is None else limit}
         protocols: list[Protocol] = []
         for heading, wanted in listed:
             fields = wanted.threat or settings.threat
-            given = {"norm": fields.norm, "eps": fields.eps} if fields else target.facts.get("threat")
+            given = {"norm": fields.norm, "eps": fields.eps} if fields else (data_of or target).facts.get("threat")
             attack = suite.attacks.get(heading)
             if attack is None:
                 protocols.append(Protocol(heading, **where))
