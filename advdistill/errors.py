@@ -32,6 +32,10 @@ class RunError(UserError):
     exit_code = 1
 
 
+class Diverged(RunError):
+    """A run's numbers are not finite any more: what it learns is lost, and the same settings will lose it again."""
+
+
 class UsageError(UserError):
     """The command line or a Python call was given something it cannot mean."""
 

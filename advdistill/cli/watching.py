@@ -88,7 +88,10 @@ class Bars(Lines):
 
 def came_to(unit: Unit) -> str:
     """The main numbers of what is finished."""
-    accuracy = unit.facts().get("accuracy") if unit.measured else None
+    facts = unit.facts() if unit.measured else {}
+    if "diverged" in facts:
+        return f"diverged: {facts['diverged']}"
+    accuracy = facts.get("accuracy")
     if not isinstance(accuracy, dict):
         return "done"
     return ", ".join(f"{heading} {100 * share:.1f} %" for heading, share in list(accuracy.items())[:4])

@@ -56,7 +56,7 @@ from advdistill.engine.signatures import Signatures
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
 from advdistill.engine.types import Clock, Threat
-from advdistill.errors import RunError, RunWarning, UsageError, UserError
+from advdistill.errors import Diverged, RunError, RunWarning, UsageError, UserError
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -80,7 +80,8 @@ def train(recipe: Recipe, registry: Registry, *, resume: bool = False, overwrite
         The rows of the final table.
 
     Raises:
-        RunError: non-finite loss, folder taken, disk full.
+        Diverged: loss, images or weights are not finite.
+        RunError: folder taken, disk full, memory out.
         Interrupted: after SIGINT or SIGTERM.
         DataError, PluginError, UsageError: from the parts.
     """
@@ -174,7 +175,7 @@ class Run:
                 with memory.named(memory.IN_TRAINING):
                     self._learn(asked)
             except memory.OutOfMemory as error:
-                self._give_up(error.message, error.hint)
+                self._give_up(RunError(error.message, error.hint))
             except distributed.Lost:
                 self._save_if_sound()
                 raise
@@ -204,7 +205,7 @@ class Run:
             stopping = self.world.any(asked()) and self.step < self.steps
             if stopping or self.step == self.steps or (save_every and self.step % save_every == 0):
                 if not self._sound():
-                    self._give_up(f"not finite after step {self.step}: weights")
+                    self._diverge(f"not finite after step {self.step}: weights")
                 self._save()
             if stopping:
                 self._stop()
@@ -296,7 +297,7 @@ class Run:
             try:
                 losses = phase(s)
             except NotFinite as error:
-                self._give_up(f"{error.message}, at step {self.step + 1}")
+                self._diverge(f"{error.message}, at step {self.step + 1}")
             for name, value in losses.sums().items():
                 sums[name] = sums[name] + value if name in sums else value
             with timing.backward():
@@ -414,15 +415,18 @@ class Run:
     def _check(self, values: Mapping[str, float]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            self._give_up(f"not finite at step {self.step + 1}: {', '.join(bad)}")
+            self._diverge(f"not finite at step {self.step + 1}: {', '.join(bad)}")
 
-    def _give_up(self, why: str, advice: str = "lower optim.lr or set optim.clip_norm") -> NoReturn:
+    def _diverge(self, why: str) -> NoReturn:
+        self._give_up(Diverged(why, "lower optim.lr or set optim.clip_norm"))
+
+    def _give_up(self, why: RunError) -> NoReturn:
         """Stop, with the last good state on disk: the present one, unless an update has ruined it or a step is half
         taken."""
         kept = f"the state after step {self.step}" if self._save_if_sound() else "what was saved last"
-        self.tell(RunStopped(self.clock, why, None))
+        self.tell(RunStopped(self.clock, why.message, None))
         where = f"{kept} is in {self.folder.path}; " if self.folder.ours else ""
-        raise RunError(why, where + advice)
+        raise type(why)(why.message, where + why.hint)
 
     def _save_if_sound(self) -> bool:
         """Save the present state, unless an update has ruined it or a step is half taken. Whether it was saved."""

@@ -48,6 +48,7 @@ class Unit:
         title: what to call it. source: the recipe's file. words: overrides. plugins: single-file plugins.
         folder: the run's. suite: file of what the run is measured with; "": with nothing more than its recipe says.
         measured: where the measurements go, below the folder; "": nowhere.
+        trial: it tries a configuration: that its training diverges is what it finds out, and no failure.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Unit:
     suite: str = ""
     measured: str = ""
     plugins: tuple[str, ...] = ()
+    trial: bool = False
 
     @property
     def finished(self) -> bool:
@@ -255,7 +257,7 @@ class Plan:
             if row.tuned:
                 assert self.tuning is not None
                 units = [
-                    self._unit(row, seed, words, self.tuning, f"{row.name} · {' '.join(words)}")
+                    replace(self._unit(row, seed, words, self.tuning, f"{row.name} · {' '.join(words)}"), trial=True)
                     for words in row.configurations
                 ]
                 found.append((row, units))

@@ -100,9 +100,13 @@ def _tuning(table: Table) -> Iterator[str]:
         grid = {path: values for level in row.level for path, values in level.tune.items()}
         tried = "; ".join(f"{path} {', '.join(map(str, values))}" for path, values in grid.items())
         if best := chosen.get(row.name):
-            robust, clean = best.scores[best.words]
-            reached = f"{100 * robust:.1f} % robust, {100 * clean:.1f} % clean"
-            said.append(f"{row.name}: `{' '.join(best.words)}` of {tried} ({reached})")
+            lost = [" ".join(words) for words, score in best.scores.items() if score is None]
+            diverged = f"; {len(lost)} diverged: `{'`, `'.join(lost)}`" if lost else ""
+            if score := best.scores[best.words]:
+                reached = f"{100 * score[0]:.1f} % robust, {100 * score[1]:.1f} % clean{diverged}"
+                said.append(f"{row.name}: `{' '.join(best.words)}` of {tried} ({reached})")
+            else:
+                said.append(f"{row.name}: of {tried}: all diverged; the first is taken")
         else:
             said.append(f"{row.name}: of {tried}: not tuned, since trials failed or are missing")
     yield "\n  - ".join(said)

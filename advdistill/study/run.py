@@ -52,11 +52,12 @@ class Chosen:
     """What tuning a row came to.
 
     Attributes:
-        words: the configuration that won. scores: configuration -> (robust, clean) accuracy on validation data.
+        words: the configuration that won. scores: configuration -> (robust, clean) accuracy on validation data, None
+            where its training diverged.
     """
 
     words: tuple[str, ...]
-    scores: Mapping[tuple[str, ...], tuple[float, float]]
+    scores: Mapping[tuple[str, ...], tuple[float, float] | None]
 
 
 @dataclass
@@ -93,10 +94,11 @@ def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_c
                 watcher.warned(f"{unit.folder} holds another run of {unit.title}, and is taken as it is: {other}")
             if why := _through("needs", [unit], launcher, watcher).get(unit.title):
                 raise RunError(f"{unit.title}, which the others start from: {why}", f"see {Path(unit.folder) / LOG}")
+        index.refuse_changes(plan, accept_changes)  # before hours of trials
         found.failed |= _through("trials", trials(plan), launcher, watcher)
         found.chosen = chosen(plan)
         cells = known_cells(plan, found.chosen)
-        index.refuse_changes(cells, accept_changes)
+        index.refuse_changes(plan, accept_changes)  # others may have won
         index.write(plan, cells, found)
         found.failed |= _through("cells", [cell.unit for cell in cells], launcher, watcher)
     except KeyboardInterrupt:
@@ -122,7 +124,7 @@ def collect(plan: Plan, watcher: Watcher | None = None) -> Found:
 
 def refuse_changes(plan: Plan) -> None:
     """Raise UsageError where finished cells are not the runs any more that they were."""
-    Index(plan.folder / "study.json", Watcher()).refuse_changes(known_cells(plan, chosen(plan)), accept=False)
+    Index(plan.folder / "study.json", Watcher()).refuse_changes(plan, accept=False)
 
 
 def _settle(found: Found, cells: Sequence[Cell]) -> None:
@@ -178,13 +180,16 @@ def task(plan: Plan, name: str) -> Unit:
 
 def _choose(row: Row, units: Sequence[Unit]) -> Chosen:
     scores = {words: score(unit) for words, unit in zip(row.configurations, units, strict=True)}
-    return Chosen(max(scores, key=lambda words: scores[words]), scores)  # the first of equals
+    return Chosen(max(scores, key=lambda words: scores[words] or (-1.0, -1.0)), scores)  # the first of equals
 
 
-def score(unit: Unit) -> tuple[float, float]:
-    """(robust, clean) accuracy as a trial's suite measured it: of its attacked columns the worst case."""
+def score(unit: Unit) -> tuple[float, float] | None:
+    """(robust, clean) accuracy as a trial's suite measured it: of its attacked columns the worst case. None where it
+    diverged."""
     from advdistill.engine.outcomes import Evaluation
 
+    if unit.facts().get("diverged"):
+        return None
     evaluation = Evaluation.read(Path(unit.folder) / unit.measured)
     clean = next(c.outcome.count.share for c in evaluation.columns if not c.attacked)
     return float(evaluation.worst()[1].float().mean()), clean
@@ -216,21 +221,25 @@ class Index:
     def __init__(self, path: Path, watcher: Watcher) -> None:
         self._path = path
         self._cells: dict[str, Any] = {}
+        self._tuned: dict[str, Any] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
-                self._cells = dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
+                said = json.loads(path.read_text(encoding="utf-8"))
+                self._cells, self._tuned = dict(said["cells"]), dict(said["tuned"])
         except OSError as error:
             raise RunError(f"cannot use {path.parent}: {error.strerror}", "choose another --dir") from error
         except (ValueError, KeyError, TypeError):
             watcher.warned(f"{path} is damaged: what is finished is found, but not what has changed since")
 
-    def refuse_changes(self, cells: Sequence[Cell], accept: bool) -> None:
+    def refuse_changes(self, plan: Plan, accept: bool) -> None:
         """Cells that were finished as another run than they are now, and are not finished as this one, stop the study.
+        Of rows whose trials are not all there, those of the configuration that won the last time.
 
         Raises:
             UsageError: there are such, and nobody accepts them.
         """
+        cells = known_cells(plan, {**self._chosen_before(plan), **chosen(plan)})
         changed = [(cell, was) for cell in cells if (was := self._before(cell)) and not cell.unit.finished]
         if not changed or accept:
             return
@@ -244,6 +253,15 @@ class Index:
             "undo the change, or run them anew with --accept-changes; what is finished is kept either way",
         )
 
+    def _chosen_before(self, plan: Plan) -> dict[str, Chosen]:
+        """Name of a row -> the configuration that won the last time, where it is still one of the row's."""
+        found = {}
+        for row in plan.rows:
+            match self._tuned.get(row.name):
+                case {"chosen": list(words)} if row.tuned and tuple(words) in row.configurations:
+                    found[row.name] = Chosen(tuple(words), {})
+        return found
+
     def _before(self, cell: Cell) -> str:
         """The run that this cell was when it was finished, if it is another one now; else ""."""
         match self._cells.get(cell.unit.title):
@@ -252,21 +270,25 @@ class Index:
         return ""
 
     def write(self, plan: Plan, cells: Sequence[Cell], found: Found) -> None:
-        """As things stand."""
+        """As things stand; of rows whose trials are not all there, and of seeds left out, as they stood."""
         from advdistill.engine.checkpoint import write_bytes
 
+        rows = {row.name for row in plan.rows}
+        self._tuned = {name: said for name, said in self._tuned.items() if name in rows} | {
+            name: {
+                "chosen": list(chosen.words),
+                "scores": [[list(words), *(score or ["diverged"])] for words, score in chosen.scores.items()],
+            }
+            for name, chosen in found.chosen.items()
+        }
+        self._cells |= {cell.unit.title: self._said(cell, found) for cell in cells}
+        self._cells = {title: said for title, said in self._cells.items() if title.rpartition(" · seed ")[0] in rows}
         said = {
             "study": dict(plan.study.tree),
             "file": str(plan.study.path),
             "words": list(plan.study.overrides),
-            "tuned": {
-                name: {
-                    "chosen": list(chosen.words),
-                    "scores": [[list(words), *score] for words, score in chosen.scores.items()],
-                }
-                for name, chosen in found.chosen.items()
-            },
-            "cells": {cell.unit.title: self._said(cell, found) for cell in cells},
+            "tuned": self._tuned,
+            "cells": self._cells,
         }
         write_bytes(self._path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
 

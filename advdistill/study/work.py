@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from advdistill.errors import RunError, UserError
+from advdistill.errors import Diverged, RunError, UserError
+from advdistill.recipe.suite import Suite
 from advdistill.study.cells import FAILURE, LOG, Unit
 
 INTERRUPTED = "interrupted"
@@ -108,35 +109,46 @@ def work(unit: Unit) -> None:
 
     recipe = load_recipe(unit.source, unit.words, plugins=unit.plugins)
     registry = default_registry().with_files(recipe.plugin_hashes)
-    folder, began = Path(unit.folder), time.monotonic()
+    folder, began, diverged = Path(unit.folder), time.monotonic(), ""
     if not (folder / "results.json").is_file():
-        fit.train(recipe, registry, resume=(folder / "recipe.yaml").is_file())
+        try:
+            fit.train(recipe, registry, resume=(folder / "recipe.yaml").is_file())
+        except Diverged as error:
+            if not unit.trial:
+                raise
+            diverged = error.message
     if unit.measured:
-        _measure(unit, registry, time.monotonic() - began)
+        _conclude(unit, registry, time.monotonic() - began, diverged)
 
 
-def _measure(unit: Unit, registry: Any, trained: float) -> None:
-    from advdistill.engine.campaign import Campaign
+def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
+    """Measure it, unless its training diverged: then there is nothing to measure. Its note ends it."""
     from advdistill.engine.checkpoint import write_bytes
-    from advdistill.engine.subject import Target, subjects
     from advdistill.recipe.suite import load_suite
 
-    opened = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    opened, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     suite = load_suite(unit.suite, registry)
+    folder = Path(unit.folder) / unit.measured
+    said: dict[str, Any] = {"split": suite.model.split, "opened": opened, "machine": machine()}
+    if diverged:
+        folder.mkdir(exist_ok=True)
+        said["diverged"] = diverged
+    else:
+        said["accuracy"] = _accuracy(unit, suite, registry)
+    said |= {"trained here for": round(trained, 1), "measured here for": round(time.monotonic() - began, 1)}
+    # Its last file: with it the unit is finished.
+    write_bytes(folder / "unit.json", (json.dumps(said, indent=1) + "\n").encode())
+
+
+def _accuracy(unit: Unit, suite: Suite, registry: Any) -> dict[str, float]:
+    """Measure it. Returns heading -> share."""
+    from advdistill.engine.campaign import Campaign
+    from advdistill.engine.subject import Target, subjects
+
     target = Target(f"{unit.folder}/last.safetensors", registry)
     with Campaign(Path(unit.folder) / unit.measured, target, suite, {}, overwrite=False) as campaign:
-        began = time.monotonic()
         found, _ = campaign.run(list(subjects(target, suite, registry)), registry, images=False)
-    said = {
-        "split": suite.model.split,
-        "opened": opened,
-        "machine": machine(),
-        "trained here for": round(trained, 1),
-        "measured here for": round(time.monotonic() - began, 1),
-        "accuracy": {column.heading: column.outcome.count.share for column in found.columns},
-    }
-    # Its last file: with it the unit is finished.
-    write_bytes(Path(unit.folder) / unit.measured / "unit.json", (json.dumps(said, indent=1) + "\n").encode())
+    return {column.heading: column.outcome.count.share for column in found.columns}
 
 
 def machine() -> str:

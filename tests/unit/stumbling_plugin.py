@@ -19,7 +19,7 @@ PAUSE = "STUMBLING_PAUSE"
 class Stumble(Config):
     """What happens, when and how often."""
 
-    how: Literal["nothing", "killed", "error", "bug", "exit"] = "nothing"
+    how: Literal["nothing", "killed", "error", "bug", "exit", "diverges"] = "nothing"
     """What happens."""
     step: int = 1
     """Steps that go well before."""
@@ -34,7 +34,9 @@ class Stumbling(Strategy):
         time.sleep(float(os.environ.get(PAUSE, "0")))
         if s.clock.step == self.config.step:
             self._stumble(self.config.how)
-        return Losses(loss=cross_entropy(s.student(s.attack()), s.labels))
+        loss = cross_entropy(s.student(s.attack()), s.labels)
+        lost = self.config.how == "diverges" and s.clock.step == self.config.step
+        return Losses(loss=loss * float("nan") if lost else loss)
 
     def _stumble(self, how: str) -> None:
         once = Path(self.config.once)

@@ -8,6 +8,9 @@ Guarantees:
   names the cells and what changed in them, and runs them anew only when told to;
 - tuning looks at validation data, the best configuration is what is run, and it is the same when trials are found
   finished; a row with a trial that failed is missing, named, and tried again by the next call;
+- of a tuned row whose recipe has changed this is told before anything is tried anew; what was finished is still known
+  when a later call has fewer seeds, or a trial of its row fails;
+- a trial that diverges loses to all others, and is not tried again; a cell that diverges has failed;
 - a unit that fails loses no other, and says why, there and in its folder, with its traceback in the log;
 - damaged notes are told and written anew; what they are about is found;
 - all that is wrong with a study is told at its place in the file, before anything runs.
@@ -29,9 +32,11 @@ from advdistill.recipe.loader import shipped_dir
 from advdistill.recipe.resolve import load_recipe
 from advdistill.recipe.study import FOLDER
 from advdistill.study.cells import LOG
+from advdistill.study.notes import notes
 from advdistill.study.run import chosen, collect, run, task, trials
+from advdistill.study.table import Table
 
-TUNED = {"axes": {"rate": {"small": {"tune": {"optim.lr": [1e-9, 0.05]}}}}}
+TUNED: dict[str, Any] = {"axes": {"rate": {"small": {"tune": {"optim.lr": [1e-9, 0.05]}}}}}
 
 
 def test_a_cell_is_a_row_under_a_seed(tmp_path: Path) -> None:
@@ -135,6 +140,42 @@ def test_a_failed_trial_costs_its_row_and_is_tried_again(tmp_path: Path) -> None
     who = Here()
     found = run(plan(study, tmp_path), who)
     assert who.did == ["small · optim.lr=0.05", "small · seed 0", "small · seed 1"] and not found.missing
+
+
+def test_a_changed_recipe_is_named_before_it_is_tuned(tmp_path: Path) -> None:
+    study = write(tmp_path, **TUNED)
+    won = run(plan(study, tmp_path), Here()).chosen["small"].words
+    assert len(run(plan(study, tmp_path, "seeds=[0]"), Here()).cells) == 2
+    write(tmp_path, **TUNED, set={"optim.weight_decay": 0.5})
+    who = Here(refuse="small · optim")
+    for _ in range(2):
+        with pytest.raises(UsageError) as error:
+            run(plan(study, tmp_path), who)
+        assert not who.did and "4 finished cells are not the runs" in error.value.message
+        assert "small · seed 1: optim.weight_decay" in error.value.message and "optim.lr" not in error.value.message
+    run(plan(study, tmp_path), who, accept_changes=True)  # its trials fail
+    assert len(who.did) == 4 and won
+    with pytest.raises(UsageError, match="2 finished cells are not the runs"):
+        run(plan(study, tmp_path), Here())
+
+
+def test_a_trial_that_diverges_loses(tmp_path: Path) -> None:
+    how = {"strategy.how": ["diverges", "nothing"]}
+    stumbling = {"set": {"strategy": {"use": "stumbling"}}, "tune": how}
+    study = write(tmp_path, axes={"rate": {"small": stumbling}}, seeds=[0])
+    found = run(plan(study, tmp_path), Here())
+    assert found.chosen["small"].words == ('strategy.how="nothing"',) and not found.failed and len(found.cells) == 2
+    assert found.chosen["small"].scores['strategy.how="diverges"',] is None
+    lost = trials(plan(study, tmp_path))[0]
+    assert lost.facts()["diverged"] == "not finite at step 2: loss" and "accuracy" not in lost.facts()
+    assert '1 diverged: `strategy.how="diverges"`' in "\n".join(notes(Table(found)))
+    again = Here()
+    assert run(plan(study, tmp_path), again).chosen == found.chosen and not again.did
+    stumbling["set"]["strategy"]["step"] = 2
+    stumbling["tune"] = {"strategy.how": ["diverges"], "optim.lr": [1e-9, 0.05]}
+    found = run(plan(write(tmp_path, "all", axes={"rate": {"small": stumbling}}, seeds=[0]), tmp_path), Here())
+    assert found.failed["small · seed 0"].startswith("not finite at step 3: loss")
+    assert "all diverged; the first is taken" in "\n".join(notes(Table(found)))
 
 
 @pytest.mark.parametrize(
@@ -257,8 +298,18 @@ def test_a_task_that_is_not_there(tmp_path: Path, name: str, told: str) -> None:
     assert told in error.value.message
 
 
-@pytest.mark.parametrize("study", sorted((shipped_dir() / FOLDER).glob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted((shipped_dir() / FOLDER).glob("*.yaml"))
+
+
+def test_a_study_ships_for_every_table() -> None:
+    assert len(SHIPPED) == 14
+
+
+@pytest.mark.parametrize("study", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies_come_to_cells_that_differ(tmp_path: Path, study: Path) -> None:
     made = plan(study, tmp_path)
     assert len(set(cells(made).values())) == len(made.rows) * len(made.study.model.seeds)
     assert not chosen(made)
+    for row in made.rows:
+        assert row.recipe.data.tree()["sealed"] and not row.recipe.evaluate.protocols
+        assert len(row.configurations) == (made.study.model.tuning.budget if row.tuned else 1)
