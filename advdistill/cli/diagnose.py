@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advdistill.cli.diagnosis_text import show, show_radar
 from advdistill.cli.options import (
     AttackSettings,
     BatchSize,
@@ -24,19 +25,13 @@ from advdistill.cli.options import (
     radius,
     registry_with,
 )
-from advdistill.cli.output import print_columns, print_json
+from advdistill.cli.output import print_json
 from advdistill.errors import RunError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from advdistill.engine.count import Count
-    from advdistill.engine.diagnosis import Patient
+    from advdistill.engine.diagnosis import Patient, Row
     from advdistill.engine.doubt import Indicator
-    from advdistill.engine.evaluate import Progress
     from advdistill.engine.outcomes import Column
-    from advdistill.engine.radar import Radar
-    from advdistill.engine.relevance import Similarity
-    from advdistill.engine.subject import Subject
-    from advdistill.engine.teaching import Mean
     from advdistill.hooks.registry import Registry
 
 PARTS = ("doubts", "teachers", "relevance", "radar")
@@ -123,8 +118,9 @@ def diagnose(
         raise UsageError("--zero-shot and --shift are drawn in the radar only", "add --part radar")
     from advdistill.cli.progress import progress
     from advdistill.engine import diagnosis, portraits, radar
+    from advdistill.engine.card import distance
     from advdistill.engine.pictures import save
-    from advdistill.engine.subject import Target, subject
+    from advdistill.engine.subject import Target, other_classes, subject
     from advdistill.engine.teaching import teachers_of
 
     registry = registry_with(plugin)
@@ -137,12 +133,14 @@ def diagnose(
     own = trained["eps"] if norm in (None, trained["norm"]) else None  # a radius is one of its norm
     ball: dict[str, Any] = {"norm": norm or trained["norm"], "eps": radius(eps) or own}
     where: dict[str, Any] = {"data": data, "data_of": lead, "classes": classes, "limit": limit, **ball}
-    patients = []
+    patients, notes = [], list[str]()
     for label, target in zip(diagnosis.labels_of(model), targets, strict=True):
         found = subject(target, registry, attack=attack, settings=settings or (), **where)
+        notes += found.notes
+        for other in more.values():
+            notes += other_classes(other, found.participant.classes, classes)
         teachers = teachers_of(target, found.participant, registry, more)
         patients.append(diagnosis.Patient(label, found, teachers, batch_size))
-    notes = [note for patient in patients for note in patient.found.notes]
     if "teachers" in wanted:
         notes += _without_teachers(patients, asked=bool(part))
     if "relevance" in wanted:
@@ -165,41 +163,32 @@ def diagnose(
 
     said: list[dict[str, Any]] = []
     pictures: dict[str, Any] = {}
-    what = " ".join([attack, *(settings or ())])
-    with progress() as show:
-        measure = diagnosis.side_by_side(rows, new, moved, limit, batch_size, show) if rows else None
+    with progress() as told:
+        measure = diagnosis.side_by_side(rows, new, moved, limit, batch_size, told) if rows else None
         for patient in patients:
-            patient.progress, found = show, patient.found
+            patient.progress = told
             indicators: list[Indicator] | None = None
             if "doubts" in wanted:
-                column, indicators = _doubts(found, attack, settings or (), limit, registry, batch_size, show)
+                column, indicators = _doubts(patient, attack, settings or (), limit, registry)
             else:
                 column = patient.crafted.column
-            one = {"subject": found.name, **_counted(column)}
-            if indicators is not None:
-                flags = sum(each.verdict == "flag" for each in indicators)
-                one |= {"indicators": [each.to_json() for each in indicators], "flags": flags}
-            if "teachers" in wanted and patient.teachers:
-                one["teachers"] = {name: each.to_json() for name, each in patient.teaching.items()}
-            if "relevance" in wanted and "student" not in patient.blind:
-                one["relevance"] = _alike(patient)
-                if out:
-                    name = "relevance.png" if len(patients) == 1 else f"relevance-{_file(patient.label)}.png"
-                    pictures[name] = patient.figure()
-            said.append(one)
+            said.append(_plain(patient, column, indicators, wanted))
+            if out and "relevance" in said[-1]:
+                label = "" if len(patients) == 1 else f"-{_file(patient.label)}"
+                pictures[f"relevance{label}.png"] = patient.figure()
             if not json:
                 if len(said) > 1:
                     typer.echo()
-                _show(patient, column, what, indicators, one)
+                show(patient, column.outcome.count, indicators, said[-1])
         drawn = measure() if measure else None
     if drawn:
         if out:
             head = f"{patients[0].label} and its relatives" if len(patients) == 1 else "models side by side"
-            samples = drawn.entries[0].robust.total
-            caption = f"robust: {what}, {_ball(patients[0])}, {samples} samples, each model attacked itself"
-            pictures["radar.png"] = portraits.radar_figure(drawn, head, caption)
+            first, samples = patients[0], drawn.entries[0].robust.total
+            how = f"{first.protocol.name}, {distance(first.threat.norm, first.threat.eps)}, {samples} samples"
+            pictures["radar.png"] = portraits.radar_figure(drawn, head, f"robust: {how}, each model attacked itself")
         if not json:
-            _show_radar(drawn, what)
+            show_radar(drawn, patients[0].protocol.name)
     whole: dict[str, Any] = dict(said[0]) if len(said) == 1 else {"models": said}
     if drawn:
         whole["radar"] = drawn.to_json()
@@ -214,23 +203,34 @@ def diagnose(
 
 
 def _doubts(
-    found: Subject,
-    attack: str,
-    settings: Sequence[str],
-    limit: int,
-    registry: Registry,
-    batch_size: int,
-    show: Progress,
+    patient: Patient, attack: str, settings: Sequence[str], limit: int, registry: Registry
 ) -> tuple[Column, list[Indicator]]:
     from advdistill.engine import doubt
     from advdistill.recipe.resolve import resolve_blocks
 
-    words, provided = [f"attack.{word}" for word in settings], found.target.facts.get("plugins", [])
+    words, provided = [f"attack.{word}" for word in settings], patient.found.target.facts.get("plugins", [])
     block = resolve_blocks({"attack": {"use": attack}}, registry, provided=provided, overrides=words)[("attack",)]
-    asked = found.protocols[-1]
-    assert asked.threat is not None  # an attack was named
-    how = {"split": asked.split, "batch_size": batch_size, "progress": show}
-    return doubt.diagnose(found, block, asked.threat, limit, registry, **how)
+    how = {"split": patient.protocol.split, "batch_size": patient.batch_size, "progress": patient.progress}
+    return doubt.diagnose(patient.found, block, patient.threat, limit, registry, **how)
+
+
+def _plain(
+    patient: Patient, column: Column, indicators: Sequence[Indicator] | None, wanted: Sequence[str]
+) -> dict[str, Any]:
+    """What was found of one model, as plain data; measures what is wanted and applies."""
+    count = column.outcome.count
+    one = {"subject": patient.found.name, "hits": count.hits, "total": count.total, "statement": dict(column.statement)}
+    if indicators is not None:
+        flags = sum(each.verdict == "flag" for each in indicators)
+        one |= {"indicators": [each.to_json() for each in indicators], "flags": flags}
+    if "teachers" in wanted and patient.teachers:
+        one["teachers"] = {name: each.to_json() for name, each in patient.teaching.items()}
+    if "relevance" in wanted and "student" not in patient.blind:
+        one["relevance"] = {
+            name: {what: each.to_json() if each else None for what, each in own.items()}
+            for name, own in patient.alike.items()
+        }
+    return one
 
 
 # Before anything is measured
@@ -255,7 +255,7 @@ def _without_maps(patients: Sequence[Patient], asked: bool) -> list[str]:
     return notes
 
 
-def _no_radar(rows: Sequence[Any]) -> str:
+def _no_radar(rows: Sequence[Row]) -> str:
     """Why these models make no radar; "" if they do."""
     from advdistill.engine.radar import AT_MOST
 
@@ -284,130 +284,3 @@ def _write(path: Path, whole: dict[str, Any]) -> None:
 
 def _file(label: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
-
-
-# What was found, as plain data and on stdout
-
-
-def _counted(column: Column) -> dict[str, Any]:
-    count = column.outcome.count
-    return {"hits": count.hits, "total": count.total, "statement": dict(column.statement)}
-
-
-def _alike(patient: Patient) -> dict[str, Any]:
-    return {
-        name: {what: each.to_json() if each else None for what, each in own.items()}
-        for name, own in patient.alike.items()
-    }
-
-
-def _show(patient: Patient, column: Column, what: str, indicators: list[Indicator] | None, one: dict[str, Any]) -> None:
-    count = column.outcome.count
-    typer.echo(f"{patient.found.name}: right about {count.hits} of {count.total} after {what}, {_ball(patient)}")
-    if indicators is not None:
-        typer.echo()
-        _show_doubts(indicators)
-        unknown = sum(each.verdict == "unknown" for each in indicators)
-        typer.echo(f"\n{one['flags']} of {len(indicators)} indicators doubt these numbers ({unknown} could not tell)")
-    if "teachers" in one:
-        _show_teachers(patient)
-    if "relevance" in one:
-        _show_relevance(patient)
-
-
-def _ball(patient: Patient) -> str:
-    threat = patient.found.protocols[-1].threat
-    assert threat is not None  # an attack was named
-    return f"{threat.norm} {threat.eps * 255:g}/255" if threat.norm == "linf" else f"{threat.norm} {threat.eps:g}"
-
-
-def _show_doubts(indicators: Sequence[Indicator]) -> None:
-    """Flags first, then what could not be told; drawn on a terminal, plain columns in a pipe."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    order = {"flag": 0, "unknown": 1, "ok": 2}
-    rows = [
-        (each.verdict, each.name, _number(each.value), _number(each.threshold), each.advice)
-        for each in sorted(indicators, key=lambda each: order[each.verdict])
-    ]
-    header = ("verdict", "indicator", "seen", "threshold", "what to do")
-    console = Console()
-    if not console.is_terminal:
-        print_columns(header, rows)
-        return
-    table = Table(*header, box=box.SIMPLE_HEAD)
-    styles = {"flag": "bold red", "unknown": "yellow", "ok": ""}
-    for row in rows:
-        table.add_row(*row, style=styles[row[0]])
-    console.print(table)
-
-
-def _show_teachers(patient: Patient) -> None:
-    typer.echo("\nteachers on these images x and the examples x' made on the student: % [95 % Wilson interval]")
-    rows, bounds, whys = [], [], []
-    for name, each in patient.teaching.items():
-        for images, view in (("x", each.clean), ("x'", each.adversarial)):
-            rows.append([name, images, _percent(view.right), _percent(view.agree), _mean(view.divergence, 3)])
-        split = [_percent(each.wrong_too), _percent(each.apart), _percent(each.fooled)]
-        terms = [_percent(term) for term in (each.student_wrong, each.teacher_wrong, each.disagree)]
-        bounds.append([name, *split, f"{terms[0]} ≤ {terms[1]} + {terms[2]}", _slack(each)])
-        whys.append(f"{name}: {each.advice}")
-    print_columns(
-        [
-            "teacher",
-            "on",
-            "right",
-            "says what the student says",
-            "KL(teacher || student) in nats [95 % bootstrap interval]",
-        ],
-        rows,
-    )
-    typer.echo("\nthe student's errors on x', and the bound: student wrong ≤ teacher wrong + they disagree")
-    head = ["teacher", "teacher wrong too", "teacher right", "fooled too", "bound", "slack"]
-    print_columns(head, bounds)
-    for why in whys:
-        typer.echo(why)
-
-
-def _slack(each: Any) -> str:
-    return f"{100 * each.excess.value:.1f}, from {100 * each.slack.share:.1f} % of the images"
-
-
-def _show_relevance(patient: Patient) -> None:
-    typer.echo("\nhow alike relevance maps of the true class are: mean over images [95 % bootstrap interval]")
-    rows = []
-    for name, own in patient.alike.items():
-        for what, each in own.items():
-            rows.append([name, what, *_similarity(each), f"{each.cosine.count if each else 0}"])
-    print_columns(["model", "its maps and", "cosine", "Spearman", "of"], rows)
-
-
-def _similarity(each: Similarity | None) -> list[str]:
-    return [_mean(each.cosine, 2), _mean(each.rank, 2)] if each else ["–", "–"]
-
-
-def _show_radar(drawn: Radar, what: str) -> None:
-    from advdistill.engine.portraits import table
-
-    typer.echo(f"\nmodels side by side: robust under {what}, each attacked itself; all else on clean images")
-    axes = [axis.name for axis in drawn.axes]
-    print_columns(["model", *axes, "parameters"], [table(entry, axes) for entry in drawn.entries])
-    for axis, why in drawn.left_out.items():
-        typer.echo(f"no {axis} axis: {why}")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _percent(count: Count) -> str:
-    if not count.total:
-        return "– of 0"
-    low, high = count.wilson()
-    return f"{100 * count.share:.1f} [{100 * low:.1f}–{100 * high:.1f}] of {count.total}"
-
-
-def _mean(mean: Mean, digits: int) -> str:
-    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}–{mean.high:.{digits}f}]"

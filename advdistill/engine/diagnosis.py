@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from advdistill.engine.model import VisionLanguageModel
-    from advdistill.engine.types import ClassSet
+    from advdistill.engine.protocol import Protocol
+    from advdistill.engine.types import ClassSet, Threat
 
 SHOWN = 6
 """Samples in the picture of relevance."""
@@ -47,6 +48,17 @@ class Patient:
     blind: dict[str, str] = field(default_factory=dict)
 
     @property
+    def protocol(self) -> Protocol:
+        """The attack in question."""
+        return self.found.protocols[-1]
+
+    @property
+    def threat(self) -> Threat:
+        """Its ball."""
+        assert self.protocol.threat is not None  # `subject` gives every attack one
+        return self.protocol.threat
+
+    @property
     def everyone(self) -> dict[str, Participant]:
         """The model, as "student", and its teachers."""
         return {"student": self.found.participant, **{f"{name} teacher": t for name, t in self.teachers.items()}}
@@ -58,7 +70,7 @@ class Patient:
 
     def sees(self) -> None:
         """Try a map of one image on everyone: cheaper told now than after the attack."""
-        split = self.found.splits(self.found.protocols[-1].split)
+        split = self.found.splits(self.protocol.split)
         one = next(iter(read(split, [[0]])))
         for name, participant in self.everyone.items():
             try:
@@ -70,7 +82,7 @@ class Patient:
     def crafted(self) -> Crafted:
         """The examples, made on the model by its last protocol."""
         bench = self.found.bench(batch_size=self.batch_size, progress=self.progress)
-        return craft(bench, self.found.protocols[-1])
+        return craft(bench, self.protocol)
 
     @cached_property
     def _said(self) -> dict[str, Said]:
@@ -107,18 +119,17 @@ class Patient:
 
     def figure(self) -> Figure:
         """See `relevance_figure`."""
-        crafted, protocol = self.crafted, self.found.protocols[-1]
-        assert protocol.threat is not None  # an attack was named
+        crafted = self.crafted
         rows = shown(crafted.column.outcome, SHOWN)
         lookers = []
         for name, own in self.maps.items():
             said = self._said[name]
             some = Maps(own.clean[rows], own.adversarial[rows])
             lookers.append(Looker(name, some, Said(said.clean[rows], said.adversarial[rows])))
-        title = f"where {self.label} looks, attacked by {protocol.name}"
+        title = f"where {self.label} looks, attacked by {self.protocol.name}"
         names = self.found.participant.classes.names
         images = crafted.clean[rows], crafted.adversarial[rows], crafted.labels[rows]
-        return relevance_figure(title, *images, names, protocol.threat, lookers)
+        return relevance_figure(title, *images, names, self.threat, lookers)
 
 
 @dataclass(frozen=True)
@@ -135,8 +146,7 @@ def relatives(patient: Patient) -> list[Row]:
     """The model itself, what it was before anything was learned, and its teachers, each attacked itself."""
     target, classes = patient.found.target, patient.found.participant.classes
     others = {}
-    if target.opened and (base := target.model.undefended()) is not target.model:
-        base.templates = target.model.templates
+    if target.opened and (base := target.undefended()) is not target.model:
         others["undefended"] = Participant(base.to(target.model.device), classes)
     others |= {name: participant for name, participant in patient.everyone.items() if name != "student"}
     return [row_of(patient), *(Row(name, p.model, classes, _attacked(patient, p)) for name, p in others.items())]
@@ -156,7 +166,7 @@ def _attacked(patient: Patient, participant: Participant) -> Callable[[], Column
         seen = found.target.company(participant)
         how: dict[str, Any] = {"batch_size": patient.batch_size, "progress": patient.progress}
         bench = Bench(participant, found.splits, found.seed, seen=seen, fingerprints=seen.fingerprints, **how)
-        (column,) = bench.columns([found.protocols[-1]])
+        (column,) = bench.columns([patient.protocol])
         return column
 
     return measure

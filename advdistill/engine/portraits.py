@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advdistill.engine.card import distance, percent
 from advdistill.engine.pictures import COLOURS, FAINT, INK, STYLE
-from advdistill.engine.radar import Radar, written
+from advdistill.engine.radar import Entry, Radar, written
 from advdistill.engine.relevance import Maps
 from advdistill.engine.teaching import Said
 from advdistill.engine.types import Threat
@@ -84,8 +85,8 @@ def relevance_figure(
             write(x + cell / 2, y, f"{said} {mark}", ha="center", color=colour, fontsize=7.5)
 
         write(0.2, 0.3, _clip(title, int(7.5 * width)), fontsize=13, weight="bold")
-        ball = f"{threat.eps * 255:g}/255" if threat.norm == "linf" else f"{threat.eps:g}"
-        what = f"what speaks for the true class, on x and on x' made on the student ({threat.norm}, radius {ball})"
+        ball = distance(threat.norm, threat.eps)
+        what = f"what speaks for the true class, on x and on x' made on the student ({ball})"
         write(0.2, 0.58, what, color=FAINT)
         for number, heading in enumerate(("x", "x'", f"x' − x, × {gain:.0f}")):
             write(left + number * (cell + gap) + cell / 2, head - 0.14, heading, ha="center", color=FAINT)
@@ -197,13 +198,13 @@ def radar_figure(radar: Radar, title: str, how: str) -> Figure:
     return figure
 
 
-def table(entry: Any, axes: Sequence[str]) -> list[str]:
+def table(entry: Entry, axes: Sequence[str]) -> list[str]:
     """A model's name, its real value on each axis, and its parameters."""
     shown = {
-        "clean": f"{100 * entry.clean.share:.1f} %",
-        "robust": f"{100 * entry.robust.share:.1f} %",
-        "zero-shot": f"{100 * entry.zero_shot.share:.1f} %" if entry.zero_shot else "",
-        "shift": f"{100 * entry.shift:.1f} %" if entry.shifts else "",
+        "clean": percent(entry.clean.share),
+        "robust": percent(entry.robust.share),
+        "zero-shot": percent(entry.zero_shot.share) if entry.zero_shot else "",
+        "shift": percent(entry.shift) if entry.shifts else "",
         "cost": written(entry.flops) if entry.flops else "",
     }
     return [entry.name, *(shown[axis] for axis in axes), f"{entry.parameters / 1e6:.3g} M"]

@@ -134,7 +134,7 @@ def block_data(text: str, registry: Registry, option: str) -> Dataset:
         raise UsageError(
             f"{option} {text!r} names no data set", f"write it as in a recipe: {option} 'use: folder, root: photos'"
         )
-    return build.dataset(registry, resolve_blocks({"data": tree}, registry)[("data",)])
+    return build.dataset(registry, resolve_blocks({"data": tree}, registry, where=option)[("data",)])
 
 
 class Elsewhere:

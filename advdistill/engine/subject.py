@@ -71,6 +71,12 @@ class Target:
             return hashlib.sha256(self.opened.path.read_bytes()).hexdigest()[:16]
         return _digest([self.name.rpartition("@")[0], self.model.describe()])
 
+    def undefended(self) -> VisionLanguageModel:
+        """What it was before anything was learned, asked in its own sentences; itself where nothing was."""
+        base = self.model.undefended()
+        base.templates = self.model.templates
+        return base
+
     def judge(self, classes: ClassSet) -> Judge:
         """Asks the model as it is exported: opened anew from its file, apart from the one that is attacked."""
         model = open_checkpoint(self.name, self._registry).model if self.opened else self.model
@@ -132,8 +138,7 @@ class Company:
     def _build(self, name: str) -> tuple[VisionLanguageModel, str]:
         target = self._target
         if name == "base":
-            base = target.model.undefended()
-            base.templates = target.model.templates
+            base = target.undefended()
             return base, _digest(base.describe())
         if target.opened and name in target.roles():
             teacher = open_teacher(target.opened, name, self._registry)
@@ -315,26 +320,33 @@ def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple
     Raises:
         UsageError: there are none, or they are other classes than the model's and nobody said so.
     """
-    opened = target.opened
     records = target.facts.get("plugins", [])
     if block is None:
         block = _own_data(target, registry)
     dataset = build.dataset(registry, block, classes if classes in ("base", "new") else "")
     notes = [f"{name}.py has changed since {target.name} was written" for name in _changed(records, registry)]
-    if opened and set(opened.classes.names) > set(dataset.classes.names):
-        notes.append(
-            f"{len(dataset.classes)} of the {len(opened.classes)} classes that {target.name} was trained on"
-            + ("; they are no new ones to it" if classes == "new" else "")
-        )
-    elif opened and set(opened.classes.names) != set(dataset.classes.names):
-        trained = len(opened.classes)
-        if classes == "all":
-            raise UsageError(
-                f"the data has other classes than the {trained} that {target.name} was trained on",
-                "say --classes data to classify zero-shot among the data's own",
-            )
-        notes.append(f"the data has other classes than the {trained} that {target.name} was trained on: zero-shot")
-    return dataset, tuple(notes)
+    return dataset, (*notes, *other_classes(target, dataset.classes, classes))
+
+
+def other_classes(target: Target, asked: ClassSet, classes: str) -> list[str]:
+    """What to know about classes that are not just those that a model was trained on.
+
+    Args:
+        classes: as for `subject`.
+
+    Raises:
+        UsageError: they are others, and nobody said so.
+    """
+    trained, names = set(target.opened.classes.names if target.opened else asked.names), set(asked.names)
+    if trained == names:
+        return []
+    if trained > names:
+        more = "; they are no new ones to it" if classes == "new" else ""
+        return [f"{len(names)} of the {len(trained)} classes that {target.name} was trained on{more}"]
+    said = f"the data has other classes than the {len(trained)} that {target.name} was trained on"
+    if classes == "all":
+        raise UsageError(said, "say --classes data to classify zero-shot among the data's own")
+    return [f"{said}: zero-shot"]
 
 
 def _own_data(target: Target, registry: Registry) -> Any:

@@ -73,6 +73,7 @@ def resolve_blocks(
     *,
     provided: Iterable[Record] = (),
     overrides: Sequence[str] = (),
+    where: str = "given",
 ) -> dict[KeyPath, Block]:
     """Check some blocks of a recipe by themselves, for commands that need no whole recipe.
 
@@ -80,6 +81,7 @@ def resolve_blocks(
         tree: a part of a recipe, such as its `data` and `attack`.
         registry, overrides: as for `load_recipe`.
         provided: `Recipe.providers` as stored, to say what to install where a plugin is missing.
+        where: what messages call the tree.
 
     Returns:
         Path in the recipe, such as `("evaluate", "protocols", 0, "attack")`, -> Block.
@@ -87,7 +89,7 @@ def resolve_blocks(
     Raises:
         RecipeError, UsageError, PluginError: as for `load_recipe`.
     """
-    root = override(from_plain(dict(tree), Mark("given")), overrides)
+    root = override(from_plain(dict(tree), Mark(where)), overrides)
     check = Check(root, registry or default_registry(), provided)
     check.names()
     check.settings()

@@ -25,6 +25,7 @@ from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import Recipe, load_recipe
 
 MODEL = "advdistill_demo:clean_prompts.safetensors"
+PAIRS = "advdistill_demo:pairs_clean.safetensors"
 ROBUST = "advdistill_demo:robust.safetensors"
 FEW = ("--limit", "4", "--eps", "32/255")
 TOYS = Path(__file__).parents[1] / "unit" / "toy_plugin.py"
@@ -151,9 +152,11 @@ def test_a_model_without_maps_or_teachers(cli: Cli, tmp_path: Path) -> None:
         (("--model", MODEL, "--part", "teacher"), 2, "did you mean 'teachers'"),
         (("--model", MODEL, "--part", "teachers"), 2, "--teacher CHECKPOINT"),
         (("--model", MODEL, "--teacher", "nobody.safetensors"), 5, "nobody.safetensors"),
+        (("--model", MODEL, "--teacher", PAIRS), 2, f"the 80 that {PAIRS} was trained on"),
         (("--model", MODEL, "--part", "doubts", "--shift", "digits"), 2, "--part radar"),
         (("--model", MODEL, "--part", "radar", "--shift", "shots: 2"), 2, "names no data set"),
         (("--model", MODEL, "--part", "radar", "--zero-shot", "digitz"), 3, "did you mean 'digits'"),
+        (("--model", MODEL, "--part", "radar", "--shift", "digits", "--zero-shot", "x"), 3, "--zero-shot: data.use"),
         (("--model", MODEL, "--model", ROBUST, "--norm", "l2"), 2, "needs a radius of its own"),
         (("--model", MODEL, "--part", "radar", "--shift", "use: folder, root: nowhere"), 5, "nowhere"),
         (("--model", MODEL, "--out", "/proc/nothing"), 1, "another --out"),

@@ -195,8 +195,8 @@ MUTANTS = (
         "base-is-the-student",
         'examples "from the undefended model" are made on the defended one',
         f"{HOST}/subject.py",
-        "base = target.model.undefended()",
-        "base = target.model",
+        "base = self.model.undefended()",
+        "base = self.model",
         (f"{UNIT}/test_outcomes.py::test_whose_model_a_name_means",),
     ),
     Mutant(
