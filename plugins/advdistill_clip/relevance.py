@@ -85,7 +85,7 @@ def _rollout(visual: nn.Module, pixels: Tensor, features: Look, score: Look) -> 
             pooling = _mixed(weights[-1], slopes[-1])
             row = (pooling @ passed[:, :length][:, -pooling.shape[2] :]).mean(1)
         else:
-            row = passed[:, 0] if class_token else passed[:, prefix:length].mean(1) - 1 / patches
+            row = passed[:, 0] if class_token else (passed[:, prefix:length].mean(1) - 1 / patches).clamp_min(0)
     return row.expand(len(pixels), -1).unflatten(1, tuple(grid))
 
 

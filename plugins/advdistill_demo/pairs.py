@@ -204,16 +204,7 @@ class PairDataset(Dataset):
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:
-        """Counts and digests of the splits, the seeds that made them, and a few-shot draw's samples."""
-        facts: dict[str, Any] = {
-            "split_seed": self.config.split_seed,
-            "shots": self.config.shots,
-            "shots_seed": self.config.shots_seed,
-            "splits": {name: {"count": len(split), "sha256": split.digest} for name, split in self._splits.items()},
-        }
-        if self.config.shots:
-            facts["ids"] = {"train": list(self._splits["train"].ids)}
-        return facts
+        return recorded(self.config, self._splits)
 
 
 class NumberPairs(PairDataset):
@@ -244,6 +235,19 @@ class NumberPairs(PairDataset):
             height=32,
             ground=int(tiles.min()),
         )
+
+
+def recorded(config: configs.PairSet | configs.Photos, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Counts and digests of the splits, the seeds that made them, and a few-shot draw's samples."""
+    facts: dict[str, Any] = {
+        "split_seed": config.split_seed,
+        "shots": config.shots,
+        "shots_seed": config.shots_seed,
+        "splits": {name: {"count": len(split), "sha256": split.digest} for name, split in splits.items()},
+    }
+    if config.shots:
+        facts["ids"] = {"train": list(splits["train"].ids)}
+    return facts
 
 
 def divided(labels: Tensor, counts: Mapping[str, int], names: Sequence[str], seed: int) -> dict[str, list[list[int]]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from advdistill import ClassSet, DataError, Dataset, MissingData, Split, few_shot, partition, resource
 from advdistill_demo import configs
 from advdistill_demo.digits import Shifted
-from advdistill_demo.pairs import KINDS, PairDataset, combinations
+from advdistill_demo.pairs import KINDS, PairDataset, combinations, recorded
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SIDE = 32
@@ -167,16 +167,7 @@ class Photos(Dataset):
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:
-        """Counts and digests of the splits, the seeds that made them, and a few-shot draw's files."""
-        facts: dict[str, Any] = {
-            "split_seed": self.config.split_seed,
-            "shots": self.config.shots,
-            "shots_seed": self.config.shots_seed,
-            "splits": {name: {"count": len(split), "sha256": split.digest} for name, split in self._splits.items()},
-        }
-        if self.config.shots:
-            facts["ids"] = {"train": list(self._splits["train"].ids)}
-        return facts
+        return recorded(self.config, self._splits)
 
 
 def _parted(found: Album, val: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@
 - `data.half` is the host's own key: it is checked, stays when another data set is named, stands in the resolved recipe,
   and a data set's own settings keep their place beside it.
 - Halves of fewer than two classes are refused.
+- A run whose data are sealed cannot open the test split, and says so in its record; protocols and probes that would are
+  told with the recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from advdistill import ArraySplit, ClassSet, Noise, Split
 from advdistill.engine import build
 from advdistill.engine.data import HalfOfClasses
-from advdistill.errors import RecipeError, UsageError
+from advdistill.errors import DataError, RecipeError, UsageError
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe, resolve_blocks
 from advdistill.testing import ToyDataset
@@ -89,3 +91,27 @@ def test_the_key_is_the_hosts_own() -> None:
     assert other.tree["data"]["half"] == "base" and "shift" not in other.tree["data"]
     with pytest.raises(RecipeError, match=r"data\.half: must be 'all', 'base' or 'new', not 'old'"):
         load_recipe("quickstart", ["data.half=old"])
+
+
+def test_sealed_data_has_no_test_split() -> None:
+    on_val = ["data.sealed=true", "evaluate.protocols=[{name: clean, split: val}]"]
+    made, bare = load_recipe("quickstart", [*on_val, "train.device=cpu"]), load_recipe("quickstart")
+    parts = build.parts(made, default_registry())
+    with pytest.raises(DataError, match="sealed"):
+        parts.splits("test")
+    whole = build.dataset(default_registry(), bare.data)
+    for name in ("train", "val"):
+        assert parts.splits(name).digest == whole.split(name).digest
+    assert parts.record()["splits"].keys() == {"train", "val"} and made.tree["data"]["sealed"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["evaluate.protocols=[{name: a, split: val}, {name: b}]"], r"evaluate\.protocols\.1"),
+        (["evaluate.protocols=[{name: a, split: val}]", "evaluate.probe.split=test"], r"evaluate\.probe"),
+    ],
+)
+def test_who_would_break_the_seal_is_told(words: list[str], place: str) -> None:
+    with pytest.raises(RecipeError, match=f"{place}: looks at the test split"):
+        load_recipe("quickstart", ["data.sealed=true", *words])
