@@ -296,7 +296,7 @@ def _winner(row: str, winners: Mapping[str, Chosen]) -> str:
 def _seconds(stages: Mapping[str, tuple[Sequence[Unit], int]], finished: Mapping[str, int], jobs: int) -> float | None:
     """What is left may take: as long a run of a stage as its finished ones have taken, or those of the other stages
     where it has none; None where nobody knows."""
-    from advdistill.engine.launch import cores
+    from advdistill.study.launchers import at_once
 
     taken = {name: [t for unit in units if (t := _taken(unit))] for name, (units, _) in stages.items()}
     every = [t for times in taken.values() for t in times]
@@ -306,7 +306,7 @@ def _seconds(stages: Mapping[str, tuple[Sequence[Unit], int]], finished: Mapping
     if not every:
         return None
     work = sum(count * statistics.median(taken[name] or every) for name, count in left.items() if count)
-    return work / min(jobs or cores(), max(left.values()))
+    return work / min(jobs or at_once(), max(left.values()))
 
 
 def _taken(unit: Unit) -> float:

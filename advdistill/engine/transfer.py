@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,14 +28,16 @@ def matrix(
     norm: str | None = None,
     eps: float | None = None,
     limit: int | None = None,
+    seed: int | None = None,
     batch_size: int = 256,
     told: Told = lambda pair, done, total: None,
 ) -> list[dict[str, Results]]:
-    """Make images on each model and show them to every other; one ball and one data set for all, the first
-    checkpoint's where none is given.
+    """Make images on each model and show them to every other; one ball, one data set and one seed for all, the first
+    checkpoint's where none is given: all see the same samples.
 
     Args:
-        targets: two or more, of different names. The other arguments: as for `subject`.
+        targets: two or more, of different names. seed: of the subset and of the attack's noise. The other arguments: as
+            for `subject`.
 
     Returns:
         One mapping a target, in their order: name of the model that the images were made on -> columns `clean` and the
@@ -45,6 +48,8 @@ def matrix(
     """
     lead = next((target for target in targets if target.opened), None)
     trained = lead.facts["threat"] if lead else {"norm": None, "eps": None}
+    if seed is None:
+        seed = lead.facts["recipe"]["seed"] if lead else 0
     rows = []
     for target in targets:
         said = {}
@@ -63,7 +68,7 @@ def matrix(
                 eps=eps or trained["eps"],
             )
             show = partial(_relabelled, told, f"{source.name} → {target.name}")
-            bench = found.bench(batch_size=batch_size, progress=show)
+            bench = replace(found, seed=seed).bench(batch_size=batch_size, progress=show)
             said[source.name] = Results.of(target.name, bench.columns(found.protocols))
         rows.append(said)
     return rows

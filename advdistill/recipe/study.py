@@ -101,6 +101,9 @@ class StudyModel(Config):
     """A matrix of transfer between the levels."""
 
 
+BETWEEN = " · "
+"""Joins the names of a row's levels to its own."""
+
 LEAST_SEEDS = 3
 """Fewer seeds give a difference no interval that says anything: with two it is 12.7 standard errors wide."""
 
@@ -212,6 +215,8 @@ def _contradictions(root: Node, model: StudyModel) -> list[Problem]:
 
     for axis, levels in model.axes.items():
         for name, level in levels.items():
+            if BETWEEN.strip() in name:
+                fail(("axes", axis, name), f"{BETWEEN.strip()!r} joins the levels of a row, and no name may have it")
             at = ("axes", axis, name)
             if not model.recipe and len(model.axes) == 1 and not level.recipe:
                 fail(at, "has no recipe", "Name one for the study (`recipe:`), or for each level.")

@@ -20,7 +20,7 @@ from advdistill.hooks.registry import Registry
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Problem
 from advdistill.recipe.paths import resource
 from advdistill.recipe.resolve import Recipe, load_recipe
-from advdistill.recipe.study import Level, Study
+from advdistill.recipe.study import BETWEEN, Level, Study
 from advdistill.recipe.suite import Suite, load_suite
 
 UNMEASURED = (
@@ -100,7 +100,7 @@ class Row:
     @property
     def name(self) -> str:
         """What to call it."""
-        return " · ".join(self.levels.values())
+        return BETWEEN.join(self.levels.values())
 
     @cached_property
     def configurations(self) -> list[tuple[str, ...]]:

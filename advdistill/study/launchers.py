@@ -53,20 +53,18 @@ class Local(Launcher):
     A unit whose process dies is tried once more, where it was cut off; the others do not notice.
 
     Args:
-        jobs: units at a time; 0: one for each GPU, or for each core where there is none.
+        jobs: units at a time; 0: as many as `at_once`.
     """
 
     def __init__(self, jobs: int = 0) -> None:
-        self._jobs, self._share, self._started = jobs, 0, 0
+        self._jobs, self._share = jobs, 0
         self._workers: dict[Connection, _Worker] = {}
 
     def run(self, units: Sequence[Unit]) -> News:
-        from advdistill.engine.launch import cores
-
         if not units:
             return
         waiting, tries, gpus = deque(units), Counter[Unit](), _gpus()
-        share = min(self._jobs or len(gpus) or cores(), len(units))
+        share = min(self._jobs or at_once(), len(units))
         if share != self._share:
             self.close()  # those of the stage before have other shares of the cores
             self._share = share
@@ -74,7 +72,7 @@ class Local(Launcher):
         try:
             while waiting or self._busy:
                 while len(workers) < min(share, len(waiting) + self._busy):
-                    worker = _Worker(self._environment(gpus))
+                    worker = _Worker(self._environment(gpus, [each.gpu for each in workers.values()]))
                     workers[worker.connection] = worker
                 for worker in list(workers.values()):
                     if worker.ready and not worker.unit and waiting:
@@ -119,15 +117,22 @@ class Local(Launcher):
     def _busy(self) -> int:
         return sum(worker.unit is not None for worker in self._workers.values())
 
-    def _environment(self, gpus: Sequence[str]) -> dict[str, str]:
-        """Of the next process."""
+    def _environment(self, gpus: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+        """Of the next process: where there are several GPUs, it gets the one that is `taken` least often."""
         from advdistill.engine.launch import cores
 
         found = {"OMP_NUM_THREADS": str(max(cores() // self._share, 1)), **os.environ}
         if len(gpus) > 1:
-            found["CUDA_VISIBLE_DEVICES"] = gpus[self._started % len(gpus)]
-        self._started += 1
+            found["CUDA_VISIBLE_DEVICES"] = min(gpus, key=taken.count)
         return found
+
+
+def at_once() -> int:
+    """Units at a time on this machine, where nobody says how many: one for each GPU, or for each core where there is
+    none."""
+    from advdistill.engine.launch import cores
+
+    return len(_gpus()) or cores()
 
 
 def _gpus() -> list[str]:
@@ -143,12 +148,13 @@ class _Worker:
     """A process that does units until nobody talks to it any more.
 
     Attributes:
-        ready: it has begun. unit: what it has in hand.
+        ready: it has begun. unit: what it has in hand. gpu: the GPUs that it sees; "": as its parent.
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.ready = False
         self.unit: Unit | None = None
+        self.gpu = environment.get("CUDA_VISIBLE_DEVICES", "")
         self.connection, far = Pipe()
         code = f"import sys; sys.path = {sys.path!r}; from {__name__} import serve; serve({far.fileno()})"
         # Out of reach of Ctrl-C, which goes to all of a terminal's session: each worker is told once, by this process.

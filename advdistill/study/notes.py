@@ -52,18 +52,9 @@ def _bounds(table: Table) -> Iterator[str]:
     """Samples, how intervals are made, and what could not have been seen."""
     if not table.lines:
         return
-    first = table.lines[0].cells[0]
-    said = []
-    for name in table.headings:
-        if name in first.right:
-            sources = first.sources[name]
-            made = f" made of {len(set(sources.ravel().tolist())):,} pictures" if sources.shape[1] else ""
-            said.append((name, f"{len(first.right[name]):,} test samples{made}"))
-    if len({text for _, text in said}) == 1:
-        yield f"Measured on {said[0][1]}, the same for every row."
-    else:
-        yield "Measured on " + "; ".join(f"{text} ({name})" for name, text in said) + "."
-    drawn = "the pictures that samples are made of" if any(s.shape[1] for s in first.sources.values()) else "samples"
+    yield _samples(table)
+    made = any(s.shape[1] for line in table.lines for s in line.cells[0].sources.values())
+    drawn = "samples, or the pictures that they are made of," if made else "samples"
     yield f"Intervals are by bootstrap over {drawn} and seeds."
     pairs = [each.pair for each in table.compared.values() if each.pair]
     if pairs:
@@ -83,6 +74,23 @@ def _bounds(table: Table) -> Iterator[str]:
         "Image passes are images through any model of the run, forward and backward, while it trained (mean over "
         f"seeds); seconds are of training alone (median). Passes within {100 * EQUAL:.0f} % count as equal."
     )
+
+
+def _samples(table: Table) -> str:
+    """How many, apart for columns or rows only where these differ in it."""
+    shown = [(name, line) for name in table.headings for line in table.lines if name in line.shares]
+    said: dict[str, list[tuple[str, str]]] = {}
+    for name, line in shown:
+        first = line.cells[0]
+        sources = first.sources[name]
+        made = f" made of {len(set(sources.ravel().tolist())):,} pictures" if sources.shape[1] else ""
+        said.setdefault(f"{len(first.right[name]):,} test samples{made}", []).append((name, line.row.name))
+    if len(said) == 1:
+        return f"Measured on {next(iter(said))}."
+    columns = [{name for name, _ in places} for places in said.values()]
+    by = 0 if sum(map(len, columns)) == len({name for name, _ in shown}) else 1
+    told = (f"{text} ({', '.join(dict.fromkeys(each[by] for each in places))})" for text, places in said.items())
+    return f"Measured on {'; '.join(told)}."
 
 
 def _tuning(table: Table) -> Iterator[str]:

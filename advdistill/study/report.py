@@ -145,7 +145,7 @@ def _results(table: Table) -> str:
     header = [*table.axes, *(_bold(table.titled(name), name == table.main) for name in table.headings)]
     for level in against.values():
         header += [f"difference to {level}, points [95 %]; p", "in words"]
-    header += ["steps", "image passes", "seconds"]
+    header += ["optimizer steps", "image passes", "seconds"]
     lines = []
     for row in table.rows:
         line = table.line(row)
@@ -281,8 +281,19 @@ def _pair(found: tuple[float, float]) -> str:
 
 
 def _tidy(table: Table) -> tuple[list[str], list[list[Any]]]:
-    """Header and lines of `study.csv`: a line for each cell and column."""
-    header = [*table.axes, "seed", "column", "hits", "total", "share", "steps", "passes", "seconds", "run"]
+    """Header and lines of `study.csv`: a line for each cell and column. (An axis may well be called "steps".)"""
+    header = [
+        *table.axes,
+        "seed",
+        "column",
+        "hits",
+        "total",
+        "share",
+        "optimizer_steps",
+        "image_passes",
+        "seconds",
+        "run",
+    ]
     lines = [
         [
             *(line.row.levels[axis] for axis in table.axes),

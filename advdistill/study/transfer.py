@@ -74,7 +74,7 @@ def measure(table: Table, told: Told) -> list[Matrix]:
         for place, seed in enumerate(table.study.seeds):
             cells = {line.row.levels[varying]: line.cells[place].cell for line in lines}
             models = {name: f"{cell.unit.folder}/last.safetensors" for name, cell in cells.items()}
-            seeds[seed] = _measured(table, asked, {**models, **asked.others}, told)
+            seeds[seed] = _measured(table, asked, {**models, **asked.others}, seed, told)
         names = [*(line.row.levels[varying] for line in lines), *asked.others]
         found.append(Matrix(dict(zip(fixed, where, strict=True)), names, seeds))
     return found
@@ -135,12 +135,12 @@ def _mean(counts: Iterable[Sequence[int]]) -> tuple[float, float]:
     return statistics.mean(shares), over_seeds(shares)
 
 
-def _measured(table: Table, asked: Transfer, models: Mapping[str, str], told: Told) -> dict[str, Any]:
+def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: int, told: Told) -> dict[str, Any]:
     """One seed's matrix, from its file where there is one."""
     from advdistill.engine.checkpoint import write_bytes
 
     words = [f"{key}={json.dumps(value)}" for key, value in asked.settings.items()]
-    key = [asked.attack, words, asked.limit, {name: _fingerprint(path) for name, path in models.items()}]
+    key = [asked.attack, words, asked.limit, seed, {name: _fingerprint(path) for name, path in models.items()}]
     path = table.found.plan.folder / FOLDER / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -148,14 +148,14 @@ def _measured(table: Table, asked: Transfer, models: Mapping[str, str], told: To
             return said
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not whole
-    said = _transfer(table, asked, words, models, told)
+    said = _transfer(table, asked, words, models, seed, told)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
     return said
 
 
 def _transfer(
-    table: Table, asked: Transfer, words: Sequence[str], models: Mapping[str, str], told: Told
+    table: Table, asked: Transfer, words: Sequence[str], models: Mapping[str, str], seed: int, told: Told
 ) -> dict[str, Any]:
     from advdistill.engine.subject import Target
     from advdistill.engine.transfer import matrix
@@ -170,6 +170,7 @@ def _transfer(
         attack=asked.attack,
         settings=words,
         limit=asked.limit or None,
+        seed=seed,
         told=lambda pair, done, total: told(" → ".join(called[part] for part in pair.split(" → ")), done, total),
     )
     said: dict[str, Any] = {"attack": asked.attack, "settings": words, "models": dict(models), "clean": {}}

@@ -162,10 +162,10 @@ def test_several_gpus_are_handed_around(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("advdistill.engine.launch.cores", lambda: 8)
     local = Local(3)
     local._share = 3
-    found = [local._environment(["3", "5"]) for _ in range(3)]
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["3", "5", "3"]
+    found = [local._environment(["3", "5"], taken) for taken in ([], ["3"], ["3", "5"], ["3", "3", "5"])]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["3", "5", "3", "5"]
     assert {each["OMP_NUM_THREADS"] for each in found} == {"2"}
-    assert local._environment(["3"]).get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert local._environment(["3"], []).get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def test_a_lone_worker_is_found_where_this_process_finds_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,7 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         ({"against": {"rate": "small"}}, (), ["seeds: 2 are too few for a comparison: it takes 3"]),
         ({"seeds": [1, 1]}, (), ["seeds: a seed stands twice"]),
         ({"seeds": []}, (), ["seeds: "]),
+        ({"axes": {"rate": {"a · b": {"set": {"optim.lr": 0.2}}}}}, (), ["axes.rate.a · b: '·' joins the levels"]),
         ({}, ("seeds=[1000]",), ["tuning.seed: 1000 is one of the study's seeds"]),
         ({"axes": {"rate": None}}, (), ["axes: "]),
         ({"axes": {"rate": {"small": None, "large": None}}}, (), ["axes.rate: "]),

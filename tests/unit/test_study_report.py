@@ -33,6 +33,7 @@ from run_parts import PLUGIN, write
 
 from advdistill.engine import fit
 from advdistill.engine import transfer as engine
+from advdistill.engine.data import stratified
 from advdistill.engine.outcomes import FILE
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
@@ -47,7 +48,7 @@ SUITE = {"advdistill": 1, "limit": 12, "protocols": {"clean": {}, "fgsm": {"atta
 
 def levels(axis: str, *names: str, **more: dict[str, Any]) -> dict[str, Any]:
     """Levels that differ in a setting of their axis's own."""
-    path = {"lr": "optim.lr", "decay": "optim.weight_decay", "clip": "optim.clip_norm"}[axis]
+    path = {"lr": "optim.lr", "decay": "optim.weight_decay", "clip": "optim.clip_norm", "steps": "optim.lr"}[axis]
     return {name: {"set": {path: 0.01 * (place + 1)}, **more.get(name, {})} for place, name in enumerate(names)}
 
 
@@ -264,8 +265,32 @@ def test_the_csv_has_the_counts(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 2
     (one,) = [row for row in rows if (row["lr"], row["seed"], row["column"]) == ("b", "2", "apgd")]
-    assert (one["hits"], one["total"], one["share"], one["passes"]) == ("42", "100", "0.42", "1000")
+    assert (one["hits"], one["total"], one["share"], one["image_passes"]) == ("42", "100", "0.42", "1000")
     assert one["run"] == next(c.unit.folder for c in found.cells if c.row.name == "b" and c.seed == 2)
+
+
+def test_an_axis_may_be_called_steps(tmp_path: Path) -> None:
+    found = study(tmp_path, {"steps": levels("steps", "1", "2")}, {"1": 0.5, "2": 0.4})
+    report.write(found)
+    with (found.plan.folder / "study.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(set(header)) == len(header) and {row[0] for row in rows} == {"1", "2"}
+    assert len(set(lines(found)[0])) == len(lines(found)[0])
+
+
+def test_rows_on_other_samples_are_told(tmp_path: Path) -> None:
+    found = study(tmp_path, {"lr": levels("lr", "a", "b")}, {"a": 0.5})
+    report.write(found)
+    assert "Measured on 100 test samples.\n" in (found.plan.folder / "study.md").read_text()
+    fewer = torch.ones(60, dtype=torch.bool)
+    for cell in [cell for cell in found.plan.cells({}) if cell.row.name == "b"]:
+        finish(cell, 0.4)
+        found.cells.append(cell)
+        columns = clean_column(fewer), column("apgd", outcome(fewer, fewer))
+        said = evaluation(f"b {cell.seed}", *columns, recipe={"name": "toy", "seed": cell.seed})
+        said.save(Path(cell.unit.folder) / cell.unit.measured / FILE)
+    report.write(found)
+    assert "Measured on 100 test samples (a); 60 test samples (b)." in (found.plan.folder / "study.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -350,18 +375,28 @@ def test_probes_of_different_attacks_are_not_compared(tmp_path: Path) -> None:
 
 def test_transfer_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"attack": "fgsm", "limit": 6}
-    made = plan(tmp_path, {"lr": levels("lr", "a", "b")}, (str(PLUGIN),), seeds=[0], transfer=asked)
+    axes = {"lr": levels("lr", "a", "b")}
+    axes["lr"]["b"]["set"]["seed"] = 7  # a model's own seed is not what draws the samples
+    made = plan(tmp_path, axes, (str(PLUGIN),), seeds=[3], transfer=asked)
     registry = default_registry().with_files(made.plugins)
     found = Found(made, made.cells({}))
     for cell in found.cells:
         fit.train(load_recipe(cell.unit.source, [*cell.unit.words, "train.steps=1"], registry), registry)
         finish(cell, 0.5)
     told: list[str] = []
+    subsets: list[int] = []
+
+    def drawn(labels: torch.Tensor, limit: int, seed: int) -> torch.Tensor:
+        subsets.append(seed)
+        return stratified(labels, limit, seed)
+
+    monkeypatch.setattr("advdistill.engine.evaluate.stratified", drawn)
     half = replace(found, cells=found.cells[:1])
     report.write(half, lambda what, done, total: told.append(what))
-    assert told == [] and "these are not: b · seed 0" in (made.folder / "study.md").read_text()
+    assert told == [] and "these are not: b · seed 3" in (made.folder / "study.md").read_text()
     written = report.write(found, lambda what, done, total: told.append(what))
     assert {path.name for path in written} >= {"transfer.csv", "transfer.png"}
+    assert set(subsets) == {3}
     assert set(told) == {"a → a", "a → b", "b → a", "b → b"}
     with (made.folder / "transfer.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 3
