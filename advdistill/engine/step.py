@@ -167,7 +167,7 @@ class Step:
         self._student, self._teachers = student, teachers
         self._attack, self._threat, self._noise = attack, threat, noise
         self._known: list[Tensor] = [self.images]
-        self._uncounted: list[Tensor] = []
+        self._uncounted: list[tuple[Tensor, slice | Tensor]] = []
         self._said: dict[tuple[int, int], Output] = {}
         self._attacking = False
         self._samples = batch.samples
@@ -182,18 +182,19 @@ class Step:
         return partial(self._ask, self._teachers[role])
 
     def hits(self) -> Tensor:
-        """(2,) float64: of the images that attacks returned, those that the student was right about, and those that it
+        """(2,) float64: of the images that were attacked, those that the student was right about, and those that it
         was asked about; only what is known already, and was not told before."""
         found = torch.zeros(2, dtype=torch.float64, device=self.labels.device)
         waiting, self._uncounted = self._uncounted, []
-        for images in waiting:
+        for images, rows in waiting:
             said = self._said.get((id(self._student), id(images)))
             logits = None if said is None else said._found("logits")
             if logits is None:
-                self._uncounted.append(images)
+                self._uncounted.append((images, rows))
             else:
-                hit = (logits.argmax(1) == self.labels).sum()
-                found += torch.stack([hit, torch.full_like(hit, len(images))])
+                hit = (logits.argmax(1) == self.labels)[rows]
+                found[0] += hit.sum()
+                found[1] += len(hit)
         return found
 
     def shown(self) -> set[str]:
@@ -238,7 +239,7 @@ class Step:
             found = self._attack(problem, self._threat, noise)
         images = found if rows is None else self.images.index_copy(0, rows, found)
         self._known.append(images)
-        self._uncounted.append(images)
+        self._uncounted.append((images, slice(None) if rows is None else rows))
         return images
 
     def _seen(self, name: str) -> Seen:

@@ -326,7 +326,7 @@ def test_a_run_without_probes_reads_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_accuracy_under_the_training_attack(tmp_path: Path) -> None:
-    """What the student said of the images that the attack returned, each counted once, however often it is asked."""
+    """What the student said of the images that were attacked, each counted once, however often it is asked."""
     parts = run_parts.build(learning(tmp_path, "run"))
     batch = next(iter(read(parts.splits("train"), [list(range(12))])))
     s = Step(
@@ -349,6 +349,11 @@ def test_accuracy_under_the_training_attack(tmp_path: Path) -> None:
     s.forget()
     assert len(s.student(images).logits) == 12
     assert s.hits().tolist() == [0, 0]
+    # Only some are attacked: the others are clean images.
+    rows = torch.tensor([1, 5, 6])
+    said = s.student(s.attack(rows=rows))
+    right = float((said.logits.argmax(1) == batch.labels)[rows].sum())
+    assert s.hits().tolist() == [right, 3]
 
 
 def test_modalities_are_what_is_learned(tmp_path: Path) -> None:
