@@ -524,6 +524,11 @@ def check_dataset(dataset: Dataset, splits: Iterable[str] = ("train", "val", "te
         demand(len(set(ids)) == len(ids) and not seen & set(ids), told + f"ids of {name} stand twice or elsewhere")
         same = split.digest == other.digest and split.version == other.version
         demand(same, told + f"{name} differs when the dataset is built again")
+        if (known := split.sources) is not None:
+            shaped = known.dtype == torch.long and known.ndim == 2 and len(known) == len(labels) and known.shape[1] > 0
+            demand(shaped, told + f"sources of {name} must be (N, k) long")
+            again = other.sources is not None and torch.equal(known, other.sources)
+            demand(again, told + f"sources of {name} differ when the dataset is built again")
         if name == "train":
             demand(len(labels.unique()) == count, told + "train must hold every class")
         seen |= set(ids)

@@ -565,6 +565,14 @@ class Wanders(ArraySplit):
         return (self.load(index) + 0.01 * torch.rand(1)).clamp(0, 1)
 
 
+def sourced(sources):
+    def change(split, name):
+        split.sources = sources(len(split))
+        return split
+
+    return change
+
+
 def augmenting(augment, augments=True):
     kind = type("Augmenting", (ArraySplit,), {"augments": augments, "augment": augment})
     return lambda s, n: kind(s.images, s.labels, s.ids)
@@ -593,6 +601,9 @@ def dimmed(split, canvases, noise):
         (augmenting(lambda s, c, noise: c.mul_(0.9)), "changes what it is given"),
         (augmenting(dimmed, augments=False), "`augments` is False"),
         (augmenting(lambda s, c, noise: c.flip(3)), "the same in every epoch"),
+        (sourced(lambda count: torch.arange(count)), r"sources of train must be \(N, k\) long"),
+        (sourced(lambda count: torch.zeros(count - 1, 2, dtype=torch.long)), r"must be \(N, k\) long"),
+        (sourced(lambda count: torch.randint(9, (count, 2))), "sources of train differ"),
         (lambda s, n: ArraySplit(s.images[..., : 16 if n == "train" else 8], s.labels, s.ids), "differ in shape"),
     ],
 )
