@@ -141,10 +141,11 @@ def _run(plan: Plan, launcher: str, jobs: int, accept_changes: bool, json: bool)
     from advdistill.study import launchers
     from advdistill.study.run import run
 
-    with _terminated(), contextlib.closing({"local": launchers.Local, "ray": launchers.Ray}[launcher](jobs)) as who:
-        with watching() as watcher:
+    with _terminated():
+        who = {"local": launchers.Local, "ray": launchers.Ray}[launcher](jobs)
+        with contextlib.closing(who), watching() as watcher:
             found = run(plan, who, watcher, accept_changes)
-        _conclude(found, json)
+        _conclude(found, json)  # workers that still held a GPU's memory would be in its way
 
 
 @contextlib.contextmanager

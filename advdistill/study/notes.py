@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from advdistill.study.cells import Unit
 from advdistill.study.table import EQUAL, Table
@@ -124,7 +122,7 @@ def _opened(table: Table) -> str:
     """When test data was looked at, and whether all was chosen by then."""
     opened = [each.facts["opened"] for line in table.lines for each in line.cells]
     first, last = min(opened), max(opened)
-    span = f"{first:%Y-%m-%d %H:%M}" + ("" if first == last else f" to {last:%Y-%m-%d %H:%M}") + " UTC"
+    span = " to ".join(dict.fromkeys(f"{when:%Y-%m-%d %H:%M}" for when in (first, last))) + " UTC"
     said = f"Runs are trained with the test data out of reach; it was opened after them, {span}"
     units = [unit for _, units in table.found.plan.trials() for unit in units]
     ends = [end for unit in units if (end := _end(unit))]
@@ -139,10 +137,10 @@ def _opened(table: Table) -> str:
 
 def _end(trial: Unit) -> datetime | None:
     """When a trial was measured; None: it was not, or its note cannot be read."""
+    said = trial.facts()
     try:
-        said = json.loads((Path(trial.folder) / trial.measured / "unit.json").read_text(encoding="utf-8"))
         return datetime.fromisoformat(said["opened"]) + timedelta(seconds=said["measured here for"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -192,7 +192,7 @@ def score(unit: Unit) -> tuple[float, float] | None:
         return None
     evaluation = Evaluation.read(Path(unit.folder) / unit.measured)
     clean = next(c.outcome.count.share for c in evaluation.columns if not c.attacked)
-    return float(evaluation.worst()[1].float().mean()), clean
+    return float(evaluation.worst()[1].double().mean()), clean
 
 
 def _through(stage: str, units: Sequence[Unit], launcher: Launcher, watcher: Watcher) -> dict[str, str]:

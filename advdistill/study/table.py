@@ -318,7 +318,7 @@ def _read(cell: Cell) -> Measured:
             right[_worst(ball, columns)] = held[indices.argsort()].numpy()
             sources[_worst(ball, columns)] = sources[columns[0].heading]
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    said = json.loads((folder / cell.unit.measured / "unit.json").read_text(encoding="utf-8"))
+    said = cell.unit.facts()
     facts = {"opened": datetime.fromisoformat(said["opened"]), "machine": str(said["machine"])}
     passes = sum(sum(of.values()) for of in cost["passes"].values())
     return Measured(cell, evaluation, right, sources, cost["steps"], passes, cost["seconds"], facts)
