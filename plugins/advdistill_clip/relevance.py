@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ def relevance(visual: nn.Module, images: Tensor, features: Look, logits: Look, c
     Prompts and registers pass relevance on, and are left out of the map.
 
     Convolutional towers: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2) on what the last stage
-    gives.
+    gives; of small images, of which that is a single cell, on the last one that gives more (inferred).
 
     Args:
         visual: the tower. images: (B, 3, H, W) in [0, 1].
@@ -50,10 +50,13 @@ def relevance(visual: nn.Module, images: Tensor, features: Look, logits: Look, c
         if is_native(visual) or is_timm_row(visual):
             return _rollout(visual, pixels, features, score)
         if is_convolutional(visual):
-            with _heard(visual.layer4 if isinstance(visual, ModifiedResNet) else visual.trunk.stages[-1]) as heard:
+            names = ("layer1", "layer2", "layer3", "layer4")
+            resnet = isinstance(visual, ModifiedResNet)
+            with _heard([getattr(visual, name) for name in names] if resnet else visual.trunk.stages) as heard:
                 total = score(features(pixels))
-            (slope,) = torch.autograd.grad(total, heard)
-            return (slope.mean((2, 3), keepdim=True) * heard[0]).sum(1).clamp_min(0).detach()
+            last = next((given for given in reversed(heard) if given[0, 0].numel() > 1), heard[-1])
+            (slope,) = torch.autograd.grad(total, last)
+            return (slope.mean((2, 3), keepdim=True) * last).sum(1).clamp_min(0).detach()
     raise _unknown(visual)
 
 
@@ -130,14 +133,15 @@ class _Attention(TorchFunctionMode):
 
 
 @contextmanager
-def _heard(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives, while this is entered."""
+def _heard(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """What modules give, in the order of their calls, while this is entered."""
     given: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, inputs, output: given.append(output))
+    handles = [module.register_forward_hook(lambda _, inputs, output: given.append(output)) for module in modules]
     try:
         yield given
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _unknown(visual: nn.Module) -> UsageError:

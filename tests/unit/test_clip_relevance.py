@@ -17,9 +17,9 @@ from advdistill_clip import configs
 from advdistill_clip.moapt import ClipMoapt
 from advdistill_clip.models import Clip
 from advdistill_clip.prompts import ClipPrompts
-from clip_parts import Parts, images, shake
+from clip_parts import Parts, images, settings, shake
 from torch import Tensor, nn
-from tower_parts import TOWERS
+from tower_parts import RESNET, TOWERS
 
 from advdistill import ClassSet, UsageError
 
@@ -82,15 +82,23 @@ def test_prompts_pass_relevance_on_and_are_left_out(made, depth):
     assert not torch.allclose(found, rendered(model, images()), rtol=1e-2)
 
 
-def test_convolutional_towers_give_grad_cam(made):
-    model = Clip.from_config(configs.Base(**made["resnet"].source))
-    visual, x = model.visual, images(side=64)
+@pytest.mark.parametrize("side", [64, 32])
+def test_convolutional_towers_give_grad_cam(tmp_path, side):
+    """Of the last stage; of the one before where that gives one cell, which is no map."""
+    config = settings(vision={**RESNET, "image_size": side})
+    model = Clip.from_config(configs.Base(**Parts(tmp_path, config).source))
+    visual, x = model.visual, images(side=side)
     last = visual.layer3(visual.layer2(visual.layer1(visual.stem((x - model.mean) / model.std))))
-    last = visual.layer4(last).detach().requires_grad_()
-    logits = model.logits(visual.attnpool(last), model.classifier(model.prepare(CLASSES)))
+    rest = [visual.attnpool] if side == 64 else [visual.layer4, visual.attnpool]
+    last = (visual.layer4(last) if side == 64 else last).detach().requires_grad_()
+    logits = model.logits(nn.Sequential(*rest)(last), model.classifier(model.prepare(CLASSES)))
     (slope,) = torch.autograd.grad(logits[torch.arange(2), CHOSEN].sum(), last)
     by_hand = torch.einsum("bc,bchw->bhw", slope.mean((2, 3)), last).clamp(min=0)
-    assert by_hand.any() and torch.allclose(maps(model, x), by_hand.detach(), rtol=1e-4, atol=1e-7)
+    assert (
+        by_hand.shape[1:] == (2, 2)
+        and by_hand.any()
+        and torch.allclose(maps(model, x), by_hand.detach(), rtol=1e-4, atol=1e-7)
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TOWERS if kind not in NONE])
