@@ -81,7 +81,7 @@ class Campaign:
         try:
             if head.exists():
                 known = json.loads(head.read_text(encoding="utf-8"))
-            elif self.path.exists() and any(self.path.iterdir()):
+            elif self.path.exists() and any(not each.name.startswith(".") for each in self.path.iterdir()):
                 raise UsageError(f"{self.path} holds something else than an evaluation", "choose another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")

@@ -12,6 +12,7 @@ Guarantees:
   when a later call has fewer seeds, or a trial of its row fails;
 - a trial that diverges loses to all others, and is not tried again; a cell that diverges has failed;
 - a unit that fails loses no other, and says why, there and in its folder, with its traceback in the log;
+- a measurement that was killed as it began goes on;
 - damaged notes are told and written anew; what they are about is found;
 - all that is wrong with a study is told at its place in the file, before anything runs.
 """
@@ -210,6 +211,16 @@ def test_damaged_notes_are_told_and_mended(tmp_path: Path) -> None:
     assert len(heard.warnings) == 3
     told = (Path(unit.folder) / "metrics.jsonl").read_text()
     assert told.count('"event": "run_started"') == 1  # measured again, not trained again
+
+
+def test_who_was_killed_as_it_began_to_measure_goes_on(tmp_path: Path) -> None:
+    study = write(tmp_path, seeds=[0])
+    for cell in plan(study, tmp_path).cells({}):
+        folder = Path(cell.unit.folder) / cell.unit.measured
+        folder.mkdir(parents=True)
+        (folder / ".lock").touch()  # all that there was by then
+    found = run(plan(study, tmp_path), Here())
+    assert len(found.cells) == 2 and not found.failed
 
 
 def test_what_the_others_start_from_comes_first(tmp_path: Path) -> None:
