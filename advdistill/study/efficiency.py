@@ -84,10 +84,11 @@ class Sooner:
 
     @property
     def words(self) -> str:
-        """The ratio with its interval."""
-        bound = "at most " if self.reached < self.seeds else ""
+        """The ratio with its interval; a bound has none, since nobody knows how far it is from the ratio."""
+        if self.reached < self.seeds:
+            return f"at most {self.ratio:.2f}×"
         interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{bound}{self.ratio:.2f}×{interval}"
+        return f"{self.ratio:.2f}×{interval}"
 
 
 class Efficiency:

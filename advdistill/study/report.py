@@ -152,6 +152,8 @@ def _results(table: Table) -> str:
         cells = [row.levels[axis] for axis in table.axes]
         shares = line.shares if line else {}
         cells += [_bold(_share(shares.get(name)), name == table.main) for name in table.headings]
+        if line and len(line.cells) < len(table.study.seeds):
+            cells[-len(table.headings)] += f" ({len(line.cells)} of {len(table.study.seeds)} seeds)"
         for axis in against:
             cells += _compared(table.compared.get((axis, row.name)))
         if line:
@@ -248,7 +250,8 @@ def _efficiency(table: Table, drawn: Callable[[str, Callable[[], Figure]], str])
         "Times sooner that a row comes to the final robust accuracy of the one beside it, on the probes of training: "
         "what that one spent until it first got there, over what the row spent; geometric mean over seeds [95 % "
         "interval, Student's t over seeds]. Curves are made monotone (isotonic regression) before they are read. A run "
-        "that never gets there is counted with all that it spent, and the ratio is then an upper bound (“at most”)."
+        "that never gets there is counted with all that it spent, and the ratio is then an upper bound (“at most”), "
+        "without an interval."
     )
 
 

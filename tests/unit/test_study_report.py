@@ -214,6 +214,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "**4 of 9 are there**" in text
     rows = {row[0]: row for row in lines(found)}
     assert rows["a"][2].startswith("51.0") and rows["b"][2].startswith("40.0") and rows["c"][2] == "–"
+    assert rows["b"][1].endswith(" (1 of 3 seeds)") and "seeds" not in rows["a"][1]
     assert rows["b"][4] == "too few seeds in common: 1" and rows["c"][4] == "not there"
 
 
@@ -362,7 +363,7 @@ def test_who_never_gets_there_has_a_bound(tmp_path: Path) -> None:
     # 6 steps over 6 that were not enough, over 4, and again over 6.
     assert first.ratio == pytest.approx(1.5 ** (1 / 3)) and (first.reached, first.seeds) == (1, 3)
     report_text = "\n".join(report._efficiency(Table(found), lambda name, picture: name))
-    assert "at most 1.14×" in report_text and "| 1 of 3 |" in report_text
+    assert "| at most 1.14× |" in report_text and "| 1 of 3 |" in report_text
 
 
 def test_probes_of_different_attacks_are_not_compared(tmp_path: Path) -> None:
