@@ -184,7 +184,7 @@ def radar_figure(radar: Radar, title: str, how: str) -> Figure:
             axes.fill(angles, places, color=colour, alpha=0.08)
         table_left, top, row = 6.85, 0.66, 0.075
         for column, heading in enumerate(headings):
-            x = (table_left + (0 if column == 0 else 0.75 + 0.98 * column)) / wide
+            x = (table_left + (0 if column == 0 else 1.15 + 0.98 * column)) / wide
             figure.text(x, top, heading, weight="bold", ha="left" if column == 0 else "right")
             for number, entry in enumerate(entries):
                 cells = table(entry, [axis.name for axis in axes_])
