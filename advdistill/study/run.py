@@ -316,6 +316,11 @@ def _change(unit: Unit, was: Path) -> str:
     except UserError:
         return "its recipe cannot be read"
     after = load_recipe(unit.source, unit.words, plugins=unit.plugins).tree
-    changes = [c for c in diff(before, after) if c.path.split(".")[0] not in ("name", "save", "report", "plugins")]
+    changes = [
+        c
+        for c in diff(before, after)
+        if c.path.split(".")[0] not in ("name", "save", "report", "plugins")
+        and (c.path, c.right) != ("train.precision", "auto")  # a run's recipe says what that came to
+    ]
     told = [f"{c.path} {json.dumps(c.left)} -> {json.dumps(c.right)}" for c in changes[:3]]
     return ", ".join(told) + (" …" if len(changes) > 3 else "")
