@@ -51,8 +51,8 @@ def _bounds(table: Table) -> Iterator[str]:
     if not table.lines:
         return
     yield _samples(table)
-    made = any(s.shape[1] for line in table.lines for s in line.cells[0].sources.values())
-    drawn = "samples, or the pictures that they are made of," if made else "samples"
+    made = {bool(s.shape[1]) for line in table.lines for s in line.cells[0].sources.values()}
+    drawn = " or ".join("the pictures that samples are made of" if so else "samples" for so in sorted(made))
     yield f"Intervals are by bootstrap over {drawn} and seeds."
     pairs = [each.pair for each in table.compared.values() if each.pair]
     if pairs:
