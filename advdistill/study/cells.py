@@ -107,7 +107,7 @@ class Row:
         """What there is to choose from, as words; one, of no words, where nothing is tuned."""
         tuned = {path: values for level in self.level for path, values in level.tune.items()}
         return [
-            tuple(_word(path, value) for path, value in zip(tuned, values, strict=True))
+            tuple(word(path, value) for path, value in zip(tuned, values, strict=True))
             for values in itertools.product(*tuned.values())
         ]
 
@@ -188,7 +188,7 @@ class Plan:
 
         def settings(path: KeyPath, given: Mapping[str, Any]) -> list[str]:
             """As words, each of which is known by its place from here on."""
-            words = {key: _word(key, value) for key, value in given.items()}
+            words = {key: word(key, value) for key, value in given.items()}
             marks.update({word: self.study.problem((*path, key), "").mark for key, word in words.items()})
             return list(words.values())
 
@@ -206,7 +206,7 @@ class Plan:
         for path, level in zip(here, levels, strict=True):
             for key, values in level.tune.items():
                 for index, value in enumerate(values):
-                    marks[_word(key, value)] = self.study.problem((*path, "tune", key, index), "").mark
+                    marks[word(key, value)] = self.study.problem((*path, "tune", key, index), "").mark
         try:
             recipe = self._load(sources[0], words)
             if recipe.evaluate.controls:
@@ -281,7 +281,7 @@ class Plan:
         moved: dict[tuple[str, ...], int] = {("seed",): recipe.seed + seed}
         for block in ("data", "student", "teachers"):
             moved |= {path: value + seed for path, value in _settings(recipe.tree[block], (block,), SEEDS)}
-        words = [*row.words, *chosen, *(_word(".".join(path), value) for path, value in moved.items())]
+        words = [*row.words, *chosen, *(word(".".join(path), value) for path, value in moved.items())]
         digest = self._digest(recipe, moved)
         folder = self.home / "cells" / f"{recipe.name}-{digest}"
         return Unit(
@@ -334,7 +334,8 @@ def _some(names: Sequence[str], count: int) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _word(path: str, value: Any) -> str:
+def word(path: str, value: Any) -> str:
+    """A setting as one writes it on a command line."""
     return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
-from advdistill.study.cells import Unit
-from advdistill.study.table import EQUAL, Table
+from advdistill.study.cells import Unit, word
+from advdistill.study.table import EQUAL, Table, number
 
 
 def notes(table: Table) -> Iterator[str]:
@@ -109,13 +110,27 @@ def _tuning(table: Table) -> Iterator[str]:
             lost = [" ".join(words) for words, score in best.scores.items() if score is None]
             diverged = f"; {len(lost)} diverged: `{'`, `'.join(lost)}`" if lost else ""
             if score := best.scores[best.words]:
-                reached = f"{100 * score[0]:.1f} % robust, {100 * score[1]:.1f} % clean{diverged}"
+                edges = _edges(grid, best.words)
+                edge = f"; at the edge of its grid: {', '.join(edges)}" if edges else ""
+                reached = f"{100 * score[0]:.1f} % robust, {100 * score[1]:.1f} % clean{edge}{diverged}"
                 said.append(f"{row.name}: `{' '.join(best.words)}` of {tried} ({reached})")
             else:
                 said.append(f"{row.name}: of {tried}: all diverged; the first is taken")
         else:
             said.append(f"{row.name}: of {tried}: not tuned, since trials failed or are missing")
     yield "\n  - ".join(said)
+
+
+def _edges(grid: Mapping[str, Sequence[Any]], won: Sequence[str]) -> list[str]:
+    """Settings of which the least or the largest number won: a wider grid may hold a better one."""
+    found = []
+    for path, values in grid.items():
+        numbers = {word(path, value): number(str(value)) for value in values}
+        known = [each for each in numbers.values() if each is not None]
+        best = next(numbers[each] for each in won if each in numbers)
+        if len(known) == len(values) > 1 and best in (min(known), max(known)):
+            found.append(path)
+    return found
 
 
 def _opened(table: Table) -> str:

@@ -40,6 +40,7 @@ from advdistill.recipe.resolve import load_recipe
 from advdistill.recipe.study import load_study
 from advdistill.study import efficiency, figure, report, transfer
 from advdistill.study.cells import Cell, Plan
+from advdistill.study.notes import _edges
 from advdistill.study.run import Chosen, Found
 from advdistill.study.table import Table, number
 
@@ -238,9 +239,9 @@ def test_a_main_column_that_nobody_has_is_told(tmp_path: Path) -> None:
 
 
 def test_tuning_is_part_of_what_is_said(tmp_path: Path) -> None:
-    tuned = {"set": {"optim.weight_decay": 0.5}, "tune": {"optim.lr": [0.1, 0.2]}}
+    tuned = {"set": {"optim.weight_decay": 0.5}, "tune": {"optim.lr": [0.1, 0.2, 0.3]}}
     axes = {"method": {"plain": {"set": {"optim.lr": 0.3}}, "tuned": tuned}}
-    tuning = {"budget": 2, "protocol": str(tmp_path / "tuning.yaml")}
+    tuning = {"budget": 3, "protocol": str(tmp_path / "tuning.yaml")}
     made = plan(tmp_path, axes, tuning=tuning)
     words = ("optim.lr=0.2",)
     found = Found(made, made.cells({"tuned": words}))
@@ -252,11 +253,17 @@ def test_tuning_is_part_of_what_is_said(tmp_path: Path) -> None:
         note(Path(unit.folder) / unit.measured, "2026-01-02T11:00:00+00:00")
     report.write(found)
     text = (made.folder / "study.md").read_text()
-    assert "tuned: `optim.lr=0.2` of optim.lr 0.1, 0.2 (40.0 % robust, 80.0 % clean)" in text
-    assert "all 2 trials were finished by 2026-01-02 11:00" in text
+    assert "tuned: `optim.lr=0.2` of optim.lr 0.1, 0.2, 0.3 (40.0 % robust, 80.0 % clean)" in text
+    assert "all 3 trials were finished by 2026-01-02 11:00" in text
     note(Path(trials[0].folder) / trials[0].measured, "2026-01-02T13:00:00+00:00")
     report.write(found)
-    assert "**1 of 2 trials were finished later" in (made.folder / "study.md").read_text()
+    assert "**1 of 3 trials were finished later" in (made.folder / "study.md").read_text()
+
+
+def test_winners_at_the_edge_of_a_grid_are_told() -> None:
+    grid = {"optim.lr": [0.1, 0.2, 0.3], "attack.step": ["1/255", "2.5/255", "2/255"], "strategy.batch": ["a", "b"]}
+    assert _edges(grid, ["optim.lr=0.2", 'attack.step="2.5/255"', 'strategy.batch="a"']) == ["attack.step"]
+    assert _edges(grid, ["optim.lr=0.1", 'attack.step="2/255"', 'strategy.batch="b"']) == ["optim.lr"]
 
 
 def test_the_csv_has_the_counts(tmp_path: Path) -> None:
