@@ -60,8 +60,6 @@ class Transfer(Config):
     """Its settings."""
     limit: Natural = 0
     """Samples, evenly over the classes; 0: all."""
-    others: dict[str, str] = Field(default_factory=dict)
-    """Name -> further models: a checkpoint, or NAME@WEIGHTS."""
 
 
 class StudyModel(Config):
@@ -97,6 +95,9 @@ class StudyModel(Config):
     efficiency: bool = False
     """Show robust accuracy on the probes against steps, image passes and seconds, and how much sooner each level comes
     to the final accuracy of the one that it is compared with."""
+    others: dict[str, str] = Field(default_factory=dict)
+    """Name -> models to show beside the cells, such as undefended ones and teachers: a checkpoint, or NAME@WEIGHTS.
+    They are measured as the cells are, on the data and for the threat of the first row, once those have been run."""
     transfer: Transfer | None = None
     """A matrix of transfer between the levels."""
 

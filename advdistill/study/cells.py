@@ -151,6 +151,11 @@ class Plan:
         if any(row.tuned for row in self.rows):
             self.tuning = self._suite(("tuning", "protocol"), study.model.tuning.protocol, "val")
 
+    @cached_property
+    def registry(self) -> Registry:
+        """Who offers what to any of its cells."""
+        return self._registry.with_files(sorted({file for row in self.rows for file in row.recipe.plugin_hashes}))
+
     @property
     def folder(self) -> Path:
         """Where the study's tables go."""

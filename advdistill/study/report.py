@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import DataError, UserError
-from advdistill.study import efficiency, figure, transfer
+from advdistill.study import efficiency, figure, others, transfer
 from advdistill.study.efficiency import UNITS, Efficiency
 from advdistill.study.notes import notes
 from advdistill.study.table import EQUAL, Compared, Line, Share, Table, write_csv
@@ -27,7 +27,7 @@ def write(found: Found, told: Told = lambda what, done, total: None) -> list[Pat
     """Write everything that can be said; what is missing or failed is named in it.
 
     Args:
-        told: is told how far the matrix of transfer is, where the study asks for one.
+        told: is told how far other models and the matrix of transfer are, where the study asks for them.
 
     Returns:
         The files: `study.md`, `study.csv`, and as far as there is something to draw `study.png`, `efficiency.png`,
@@ -54,7 +54,10 @@ def write(found: Found, told: Told = lambda what, done, total: None) -> list[Pat
         pictures.append(folder / name)
         return f"![{name.removesuffix('.png')}]({name})"
 
-    parts = [_head(table), _results(table), drawn("study.png", lambda: figure.draw(table))]
+    parts = [_head(table), _results(table)]
+    if table.study.others:
+        parts += _others(table, told)
+    parts.append(drawn("study.png", lambda: figure.draw(table)))
     if table.study.efficiency:
         parts += _efficiency(table, drawn)
     if asked := table.study.transfer:
@@ -163,6 +166,22 @@ def _results(table: Table) -> str:
         lines.append(cells)
     left = {*range(len(table.axes)), *(place for place, name in enumerate(header) if name == "in words")}
     return markdown(header, lines, left)
+
+
+def _others(table: Table, told: Told) -> Iterator[str]:
+    """Models that no cell trained."""
+    yield "Beside them, measured in the same way, one model each:"
+    try:
+        found = others.measure(table, told)
+    except UserError as error:
+        yield f"*Not measured: {error.message}*"
+        return
+    header = ["", *(_bold(table.titled(name), name == table.main) for name in table.headings)]
+    lines = [
+        [name, *(_bold(_share(shares.get(heading)), heading == table.main) for heading in table.headings)]
+        for name, shares in found.items()
+    ]
+    yield markdown(header, lines)
 
 
 def markdown(header: Sequence[str], lines: Cells, left: Iterable[int] = (0,)) -> str:

@@ -83,7 +83,12 @@ class Line:
     @cached_property
     def shares(self) -> dict[str, Share]:
         """Heading -> share, of the columns that all its cells have."""
-        return {name: _share(self.cells, name) for name in _shared(each.right for each in self.cells)}
+        import numpy as np
+
+        return {
+            name: share(np.stack([each.right[name] for each in self.cells]), self.cells[0].sources[name])
+            for name in _shared(each.right for each in self.cells)
+        }
 
     @property
     def steps(self) -> float:
@@ -297,13 +302,11 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
     write_bytes(path, text.getvalue().encode())
 
 
-def _read(cell: Cell) -> Measured:
+def verdicts(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Heading -> (n,) bool, right or not, worst cases included; heading -> (n, k) sources. In the order of samples."""
     from advdistill.engine.card import balls, worst
-    from advdistill.engine.outcomes import Evaluation
     from advdistill.errors import DataError
 
-    folder = Path(cell.unit.folder)
-    evaluation = Evaluation.read(folder / cell.unit.measured)
     right, sources = {}, {}
     for column in evaluation.columns:
         order = column.outcome.indices.argsort()
@@ -317,11 +320,19 @@ def _read(cell: Cell) -> Measured:
                 continue
             right[_worst(ball, columns)] = held[indices.argsort()].numpy()
             sources[_worst(ball, columns)] = sources[columns[0].heading]
+    return right, sources
+
+
+def _read(cell: Cell) -> Measured:
+    from advdistill.engine.outcomes import Evaluation
+
+    folder = Path(cell.unit.folder)
+    evaluation = Evaluation.read(folder / cell.unit.measured)
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     said = cell.unit.facts()
     facts = {"opened": datetime.fromisoformat(said["opened"]), "machine": str(said["machine"])}
     passes = sum(sum(of.values()) for of in cost["passes"].values())
-    return Measured(cell, evaluation, right, sources, cost["steps"], passes, cost["seconds"], facts)
+    return Measured(cell, evaluation, *verdicts(evaluation), cost["steps"], passes, cost["seconds"], facts)
 
 
 def _worst(ball: tuple[str, str, float], columns: Sequence[Any]) -> str:
@@ -337,14 +348,18 @@ def _shared(known: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name for name in first if all(name in other for other in others)]
 
 
-def _share(cells: Sequence[Measured], heading: str) -> Share:
+def share(bits: np.ndarray, sources: np.ndarray) -> Share:
+    """Of right verdicts.
+
+    Args:
+        bits: (S, n) bool, one row a seed. sources: (n, k) integers, which pictures each sample is made of.
+    """
     import numpy as np
 
     from advdistill.engine.compare import bootstrap
 
-    bits = np.stack([each.right[heading] for each in cells])
     # A model beside its own opposite: the difference of their shares is 2p - 1, and the two samples that the bootstrap
     # imagines are one right and one wrong.
-    drawn = (1 + bootstrap(bits, ~bits, sources=cells[0].sources[heading])) / 2
+    drawn = (1 + bootstrap(bits, ~bits, sources=sources)) / 2
     low, high = (float(q) for q in np.quantile(drawn, (0.025, 0.975)).clip(0, 1))
     return Share(float(bits.mean()), low, high, tuple(float(share) for share in bits.mean(1)))

@@ -74,8 +74,8 @@ def measure(table: Table, told: Told) -> list[Matrix]:
         for place, seed in enumerate(table.study.seeds):
             cells = {line.row.levels[varying]: line.cells[place].cell for line in lines}
             models = {name: f"{cell.unit.folder}/last.safetensors" for name, cell in cells.items()}
-            seeds[seed] = _measured(table, asked, {**models, **asked.others}, seed, told)
-        names = [*(line.row.levels[varying] for line in lines), *asked.others]
+            seeds[seed] = _measured(table, asked, {**models, **table.study.others}, seed, told)
+        names = [*(line.row.levels[varying] for line in lines), *table.study.others]
         found.append(Matrix(dict(zip(fixed, where, strict=True)), names, seeds))
     return found
 
@@ -159,9 +159,8 @@ def _transfer(
 ) -> dict[str, Any]:
     from advdistill.engine.subject import Target
     from advdistill.engine.transfer import matrix
-    from advdistill.hooks.registry import default_registry
 
-    registry = default_registry().with_files(table.found.plan.plugins)
+    registry = table.found.plan.registry
     targets = {name: Target(path, registry) for name, path in models.items()}
     called = {target.name: name for name, target in targets.items()}
     rows = matrix(
@@ -170,6 +169,7 @@ def _transfer(
         attack=asked.attack,
         settings=words,
         limit=asked.limit or None,
+        classes="data",
         seed=seed,
         told=lambda pair, done, total: told(" → ".join(called[part] for part in pair.split(" → ")), done, total),
     )

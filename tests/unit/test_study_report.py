@@ -14,7 +14,8 @@ Guarantees:
 - one axis of names gives rows below each other, a numeric one curves, two a map;
 - a run is as soon as itself; one that learns twice as fast is twice as soon in steps, whatever the noise of a seed; one
   that never gets there has an upper bound; probes of different attacks are not compared;
-- the matrix of transfer waits for all cells, is measured once, and again where a model has changed.
+- the matrix of transfer waits for all cells, is measured once, and again where a model has changed;
+- other models are measured as the cells are, on their data whatever they were trained on, once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import study_parts
 import torch
 import yaml
 from outcome_parts import bits, clean_column, column, evaluation, outcome
@@ -41,7 +43,7 @@ from advdistill.recipe.study import load_study
 from advdistill.study import efficiency, figure, report, transfer
 from advdistill.study.cells import Cell, Plan
 from advdistill.study.notes import _edges
-from advdistill.study.run import Chosen, Found
+from advdistill.study.run import Chosen, Found, run
 from advdistill.study.table import Table, number
 
 SUITE = {"advdistill": 1, "limit": 12, "protocols": {"clean": {}, "fgsm": {"attack": {"use": "fgsm"}}}}
@@ -415,3 +417,22 @@ def test_transfer_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file.write(b" ")
     with pytest.raises(BaseException, match=r"measured again|checkpoint|safetensors"):
         transfer.measure(Table(found), lambda *_: None)
+
+
+def test_other_models_stand_beside_the_cells(tmp_path: Path) -> None:
+    def page(others: dict[str, str]) -> str:
+        made = study_parts.plan(study_parts.write(tmp_path, seeds=[0], others=others), tmp_path / "home")
+        return report.write(run(made, study_parts.Here()), lambda what, *_: told.append(what))[0].read_text()
+
+    told: list[str] = []
+    page({})
+    made = study_parts.plan(tmp_path / "study.yaml", tmp_path / "home")
+    model = f"{made.cells({})[0].unit.folder}/last.safetensors"
+    text = page({"itself": model})
+    lines = text.splitlines()
+    own, beside = (next(line for line in lines if line.startswith(f"| {name} |")) for name in ("small", "itself"))
+    assert own.split("|")[2:4] == beside.split("|")[2:4] and set(told) == {"itself"}
+    packs = {file: file.stat().st_mtime_ns for file in tmp_path.glob("home/others/*/packs/*/*")}
+    assert packs and page({"itself": model}) == text, "it was measured before"
+    assert packs == {file: file.stat().st_mtime_ns for file in tmp_path.glob("home/others/*/packs/*/*")}
+    assert "*Not measured: there is no checkpoint" in page({"nobody": "no.safetensors"})
