@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as plain_json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +118,7 @@ def diagnose(
     from advdistill.cli.progress import progress
     from advdistill.engine import diagnosis, portraits, radar
     from advdistill.engine.card import distance
+    from advdistill.engine.checkpoint import write_json
     from advdistill.engine.pictures import save
     from advdistill.engine.subject import Target, other_classes, subject
     from advdistill.engine.teaching import teachers_of
@@ -195,7 +195,7 @@ def diagnose(
     if out:
         for name, figure in pictures.items():
             save(figure, out / name)
-        _write(out / "diagnosis.json", whole)
+        write_json(out / "diagnosis.json", whole)
     if json:
         print_json(whole)
     elif out:
@@ -274,12 +274,6 @@ def _writable(out: Path | None) -> None:
         raise RunError(f"cannot use {out}: {error.strerror}", "choose another --out") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise RunError(f"cannot write to {out}", "choose another --out")
-
-
-def _write(path: Path, whole: dict[str, Any]) -> None:
-    from advdistill.engine.checkpoint import write_bytes
-
-    write_bytes(path, (plain_json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _file(label: str) -> str:

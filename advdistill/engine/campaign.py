@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from advdistill.engine import doubt
 from advdistill.engine.card import card, markdown
-from advdistill.engine.checkpoint import write_bytes
+from advdistill.engine.checkpoint import write_bytes, write_json
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.doubt import Indicator
 from advdistill.engine.evaluate import Progress
@@ -104,7 +104,7 @@ class Campaign:
             for name in WRITTEN:
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / PACKS, ignore_errors=True)
-        write_bytes(head, (json.dumps(self._about, indent=2) + "\n").encode())
+        write_json(head, self._about)
         write_bytes(self.path / "protocol.yaml", to_yaml(self.suite.tree).encode())
 
     def __exit__(self, *_: object) -> None:
@@ -160,7 +160,7 @@ class Campaign:
 
     def _write_card(self, evaluation: Evaluation, indicators: list[Indicator]) -> None:
         said = card(evaluation, indicators)
-        write_bytes(self.path / "card.json", (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(self.path / "card.json", said)
         write_bytes(self.path / "card.md", markdown(said).encode())
 
     def _doubts(
@@ -174,7 +174,7 @@ class Campaign:
             return [Indicator.from_json(each) for each in known["indicators"]]
         found = [each for subject in subjects for each in self._probed(subject, registry, progress)]
         said = {"key": key, "indicators": [each.to_json() for each in found]}
-        write_bytes(file, (json.dumps(said, indent=2) + "\n").encode())
+        write_json(file, said)
         return found
 
     def _probed(self, subject: Subject, registry: Registry, progress: Progress) -> list[Indicator]:

@@ -78,6 +78,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         ) from error
 
 
+def write_json(path: Path, said: Any) -> None:
+    """Write plain data to `path` whole or not at all, readable by people. Raises RunError where that fails."""
+    write_bytes(path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts and the tensors of a file that `write` wrote. Raises DataError for anything else."""
     facts, _ = read_header(path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from advdistill.engine.checkpoint import write_bytes
+from advdistill.engine.checkpoint import write_bytes, write_json
 from advdistill.errors import RunError
 from advdistill.recipe.dump import to_yaml
 
@@ -105,6 +104,5 @@ class RunFolder:
         """Write `cost.json`, what training took, and `results.json`; the run is finished once that stands."""
         if not self._main:
             return
-        write_bytes(self.path / "cost.json", (json.dumps(cost, indent=1) + "\n").encode())
-        text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False) + "\n"
-        write_bytes(self.path / "results.json", text.encode())
+        write_json(self.path / "cost.json", cost)
+        write_json(self.path / "results.json", [row.to_json() for row in rows])

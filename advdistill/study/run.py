@@ -271,7 +271,7 @@ class Index:
 
     def write(self, plan: Plan, cells: Sequence[Cell], found: Found) -> None:
         """As things stand; of rows whose trials are not all there, and of seeds left out, as they stood."""
-        from advdistill.engine.checkpoint import write_bytes
+        from advdistill.engine.checkpoint import write_json
 
         rows = {row.name for row in plan.rows}
         self._tuned = {name: said for name, said in self._tuned.items() if name in rows} | {
@@ -290,7 +290,7 @@ class Index:
             "tuned": self._tuned,
             "cells": self._cells,
         }
-        write_bytes(self._path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(self._path, said)
 
     def _said(self, cell: Cell, found: Found) -> dict[str, Any]:
         unit = cell.unit

@@ -137,7 +137,7 @@ def _mean(counts: Iterable[Sequence[int]]) -> tuple[float, float]:
 
 def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: int, told: Told) -> dict[str, Any]:
     """One seed's matrix, from its file where there is one."""
-    from advdistill.engine.checkpoint import write_bytes
+    from advdistill.engine.checkpoint import write_json
 
     words = [f"{key}={json.dumps(value)}" for key, value in asked.settings.items()]
     key = [asked.attack, words, asked.limit, seed, {name: _fingerprint(path) for name, path in models.items()}]
@@ -150,7 +150,7 @@ def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: in
         pass  # not there, or not whole
     said = _transfer(table, asked, words, models, seed, told)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(path, said)
     return said
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import sys
@@ -123,7 +122,7 @@ def work(unit: Unit) -> None:
 
 def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
     """Measure it, unless its training diverged: then there is nothing to measure. Its note ends it."""
-    from advdistill.engine.checkpoint import write_bytes
+    from advdistill.engine.checkpoint import write_json
     from advdistill.recipe.suite import load_suite
 
     opened, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
@@ -137,7 +136,7 @@ def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
         said["accuracy"] = _accuracy(unit, suite, registry)
     said |= {"trained here for": round(trained, 1), "measured here for": round(time.monotonic() - began, 1)}
     # Its last file: with it the unit is finished.
-    write_bytes(folder / "unit.json", (json.dumps(said, indent=1) + "\n").encode())
+    write_json(folder / "unit.json", said)
 
 
 def _accuracy(unit: Unit, suite: Suite, registry: Any) -> dict[str, float]:
