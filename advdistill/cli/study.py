@@ -17,7 +17,7 @@ from advdistill.errors import RunError, UsageError, UserError, did_you_mean
 from advdistill.hooks.registry import default_registry
 
 if TYPE_CHECKING:
-    from advdistill.study.cells import Plan, Unit
+    from advdistill.study.cells import Plan, Row, Unit
     from advdistill.study.run import Chosen, Found
 
 LAUNCHERS = ("local", "ray", "slurm")
@@ -276,10 +276,7 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
     if plan.study.model.title:
         typer.echo(f"{plan.study.model.title}\n")
     print_columns(("STAGE", "RUNS", "FINISHED"), [(n, str(size), str(finished[n])) for n, (_, size) in stages.items()])
-    rows = [
-        (row.name, row.source, f"{len(row.configurations)} tried, {_winner(row.name, winners)}" if row.tuned else "")
-        for row in plan.rows
-    ]
+    rows = [(row.name, row.source, _tuning(row, winners)) for row in plan.rows]
     typer.echo("")
     print_columns(("ROW", "RECIPE", "TUNING"), rows)
     typer.echo("")
@@ -290,8 +287,11 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
     typer.echo(f"tables go to {plan.folder}; runs lie in {plan.home / 'cells'}")
 
 
-def _winner(row: str, winners: Mapping[str, Chosen]) -> str:
-    return f"chosen: {' '.join(winners[row].words)}" if row in winners else "none chosen yet"
+def _tuning(row: Row, winners: Mapping[str, Chosen]) -> str:
+    if not row.tuned:
+        return ""
+    chosen = f"chosen: {' '.join(winners[row.name].words)}" if row.name in winners else "none chosen yet"
+    return f"{len(row.configurations)} configurations, {chosen}"
 
 
 def _seconds(stages: Mapping[str, tuple[Sequence[Unit], int]], finished: Mapping[str, int], jobs: int) -> float | None:

@@ -29,6 +29,7 @@ STUDIES = {
     "shots": "Table 11",
     "unequal_pairs": "Table 12",
     "transfer": "Table 14",
+    "photo_prompts": "Photographs",
 }
 BEGIN, END = "<!-- Tables: written by `python tests/benchmarks/study_tables.py`. -->", "<!-- End of the tables. -->"
 DOCS = Path(__file__).parents[2] / "docs"

@@ -218,7 +218,7 @@ def test_a_dry_run(cli: Cli, tmp_path: Path) -> None:
     assert said.out == (
         "Does a larger step help?\n\n"
         "STAGE   RUNS  FINISHED\nneeds   0     0\ntrials  2     0\ncells   2     0\n\n"
-        "ROW    RECIPE    TUNING\nsmall  toy.yaml  2 tried, none chosen yet\nlarge  toy.yaml\n\n"
+        "ROW    RECIPE    TUNING\nsmall  toy.yaml  2 configurations, none chosen yet\nlarge  toy.yaml\n\n"
         "time left: not known before a run is finished\n"
         "tables go to runs/studies/study; runs lie in runs/studies/cells\n"
     )
