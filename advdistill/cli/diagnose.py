@@ -26,6 +26,7 @@ from advdistill.cli.options import (
 )
 from advdistill.cli.output import print_json
 from advdistill.errors import RunError, UsageError, did_you_mean
+from advdistill.recipe.paths import file_name
 
 if TYPE_CHECKING:
     from advdistill.engine.diagnosis import Patient, Row
@@ -174,7 +175,7 @@ def diagnose(
                 column = patient.crafted.column
             said.append(_plain(patient, column, indicators, wanted))
             if out and "relevance" in said[-1]:
-                label = "" if len(patients) == 1 else f"-{_file(patient.label)}"
+                label = "" if len(patients) == 1 else f"-{file_name(patient.label)}"
                 pictures[f"relevance{label}.png"] = patient.figure()
             if not json:
                 if len(said) > 1:
@@ -274,7 +275,3 @@ def _writable(out: Path | None) -> None:
         raise RunError(f"cannot use {out}: {error.strerror}", "choose another --out") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise RunError(f"cannot write to {out}", "choose another --out")
-
-
-def _file(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in label)

@@ -162,6 +162,7 @@ def _conclude(found: Found, json: bool) -> None:
     """Write the tables, show the main one, and name what is not in it."""
     from advdistill.cli.progress import progress
     from advdistill.study import report
+    from advdistill.study.run import units
 
     with progress() as told:
         written = report.write(found, told)
@@ -172,7 +173,7 @@ def _conclude(found: Found, json: bool) -> None:
         _show(summary)
         for path in written:
             typer.echo(str(path), err=True)
-    titles = {unit.title: unit for unit in _units(found)}
+    titles = {unit.title: unit for unit in units(found)}
     for title, why in found.failed.items():
         log = f"\n  more in {titles[title].folder}/log.txt" if title in titles else ""
         typer.echo(f"failed: {title}: {why}{log}", err=True)
@@ -183,12 +184,6 @@ def _conclude(found: Found, json: bool) -> None:
             f"{len(found.failed)} failed, {len(found.missing)} more missing; the tables hold the others",
             "the same command tries them again",
         )
-
-
-def _units(found: Found) -> list[Unit]:
-    from advdistill.study.run import known_cells, trials
-
-    return [*trials(found.plan), *(cell.unit for cell in known_cells(found.plan, found.chosen))]
 
 
 def _show(summary: dict[str, Any]) -> None:

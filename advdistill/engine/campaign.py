@@ -23,6 +23,7 @@ from advdistill.engine.store import Folder
 from advdistill.engine.subject import Subject, Target
 from advdistill.errors import RunError, UsageError
 from advdistill.recipe.dump import to_yaml
+from advdistill.recipe.paths import file_name
 from advdistill.recipe.resolve import resolve_blocks
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def folder_of(target: Target, suite: Suite) -> Path:
     """Where an evaluation goes that was not told: `evaluations/MODEL-SUITE`."""
     path = target.opened.path if target.opened else None
     run = path.parent.name if path and path.stem in ("last", "best") else path.stem if path else target.name
-    return Path("evaluations") / f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in run)}-{suite.name}"
+    return Path("evaluations") / f"{file_name(run)}-{suite.name}"
 
 
 class Campaign:

@@ -83,6 +83,13 @@ def balls(columns: Iterable[Column]) -> dict[Ball, list[Column]]:
     return found
 
 
+def worst_heading(ball: Ball, attacks: Sequence[Column]) -> str:
+    """What the worst case of some attacks in one ball is called: "zero-shot: worst of 2, linf 8/255"."""
+    scope, norm, eps = ball
+    heading = f"worst of {len(attacks)}, {distance(norm, eps)}"
+    return f"{scope}: {heading}" if scope else heading
+
+
 def worst(evaluation: Evaluation, columns: Sequence[Column]) -> tuple[Tensor, Tensor]:
     """`Evaluation.worst` over some columns of one scope. Raises DataError where they looked at different samples."""
     return replace(evaluation, columns=tuple(columns)).worst(columns[0].scope)

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from advdistill.engine.card import balls, distance, worst
+from advdistill.engine.card import balls, distance, worst, worst_heading
 from advdistill.engine.outcomes import Evaluation, Outcome
-from advdistill.engine.sources import DRAWS, independent
-from advdistill.engine.sources import drawn as drawn_with_sources
+from advdistill.engine.sources import DRAWS, drawn, independent
 from advdistill.errors import DataError, UsageError, did_you_mean
 
 LEVEL = 0.05
@@ -239,17 +238,19 @@ def bootstrap(
     (many, samples), others = first.shape, len(second)
     each = first.sum(0, dtype=np.int64) * others - second.sum(0, dtype=np.int64) * many
     if sources is not None and sources.shape[1]:
-        drawn = drawn_with_sources(each / (many * others), sources, (1.0, -1.0), draws, seed)
+        differences = drawn(each / (many * others), sources, (1.0, -1.0), draws, seed)
     else:
         gains, counts = np.unique(each, return_counts=True)
         gains, counts = np.append(gains, (many * others, -many * others)), np.append(counts, (1, 1))
-        drawn = random.multinomial(samples, counts / (samples + 2), size=draws) @ (gains / (many * others * samples))
+        differences = random.multinomial(samples, counts / (samples + 2), size=draws) @ (
+            gains / (many * others * samples)
+        )
     sides = [first.mean(1), -second.mean(1)] if many != others else [first.mean(1) - second.mean(1)]
     for means in sides:
         if (size := len(means)) > 1:
             moved = means[random.integers(size, size=(draws, size))].mean(1) - means.mean()
-            drawn = drawn + moved * np.sqrt(size / random.chisquare(size - 1, size=draws))
-    return drawn
+            differences = differences + moved * np.sqrt(size / random.chisquare(size - 1, size=draws))
+    return differences
 
 
 def detectable(discordance: float, samples: int) -> float:
@@ -465,11 +466,10 @@ def _tables(
         raise _different(every, problems, kept)
     cut = [replace(each, columns=tuple(each.column(heading) for heading in kept)) for each in every]
     tables = {heading: _table(methods, heading, [each.column(heading).outcome for each in cut]) for heading in kept}
-    for (scope, norm, eps), columns in balls(cut[0].columns).items() if cut else ():
+    for ball, columns in balls(cut[0].columns).items() if cut else ():
         if len(columns) < 2:
             continue
-        heading = f"worst of {len(columns)}, {distance(norm, eps)}"
-        heading = f"{scope}: {heading}" if scope else heading
+        heading = worst_heading(ball, columns)
         headings = [column.heading for column in columns]
         try:
             found = [worst(each, [each.column(name) for name in headings]) for each in cut]
@@ -562,10 +562,10 @@ def _classes(heading: str, table: _Table) -> Iterator[tuple[str, _Table]]:
 def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[Method], draws: int, seed: int) -> Row:
     first, second = (table.bits[name] for name in pair)
     samples = first.shape[1]
-    drawn = bootstrap(first, second, draws, seed, table.sources)
+    differences = bootstrap(first, second, draws, seed, table.sources)
     together = table.sources.shape[1] > 0
     apart = independent(table.sources) if together else samples
-    low, high = (float(q) for q in np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2)))
+    low, high = (float(q) for q in np.quantile(differences, (LEVEL / 2, 1 - LEVEL / 2)))
     tests: tuple[McNemar, ...] = ()
     if len(first) == len(second) and not together:
         seeds = {method.name: method.seeds for method in methods}
@@ -575,7 +575,7 @@ def _row(pair: tuple[str, str], heading: str, table: _Table, methods: Sequence[M
         p = tests[0].p
         could = detectable((tests[0].only_first + tests[0].only_second) / samples, samples)
     else:
-        tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
         p = min(1.0, 2 * (tail + 1) / (draws + 1))
         could = max((high - low) / 2 * (1 + Z_POWER / Z_LEVEL), detectable(0.0, apart))
     accuracy = float(first.mean()), float(second.mean())
@@ -609,10 +609,9 @@ def _axes(method: Method, tables: Collection[str]) -> tuple[str, ...]:
     """Headings of clean and robust accuracy, in the ball with the most attacks, or the first one; () if none."""
     columns = [column for column in method.evaluations[0].columns if column.heading in tables]
     groups = sorted(balls(columns).items(), key=lambda group: -len(group[1]))
-    for (scope, norm, eps), attacks in groups:
-        clean = next((column.heading for column in columns if column.scope == scope and not column.attacked), None)
-        ending = f"worst of {len(attacks)}, {distance(norm, eps)}"
-        together = f"{scope}: {ending}" if scope else ending
+    for ball, attacks in groups:
+        clean = next((column.heading for column in columns if column.scope == ball[0] and not column.attacked), None)
+        together = worst_heading(ball, attacks)
         robust = together if together in tables else attacks[0].heading
         if clean:
             return clean, robust

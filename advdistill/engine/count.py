@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+Z = 1.959964
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -41,7 +44,7 @@ class Count:
         """hits / total, in [0, 1]."""
         return self.hits / self.total
 
-    def wilson(self, z: float = 1.959964) -> tuple[float, float]:
+    def wilson(self, z: float = Z) -> tuple[float, float]:
         """The Wilson score interval of the share (Wilson 1927), 95 % by default, of as many samples as these are worth;
         sampling error only."""
         n, p = self.effective or self.total, self.share

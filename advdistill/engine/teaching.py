@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.checkpoint import open_teacher
-from advdistill.engine.count import Count
+from advdistill.engine.count import Count, Z
 from advdistill.engine.evaluate import Bench
 from advdistill.engine.losses import kl
 from advdistill.engine.model import VisionLanguageModel
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 """Of the bootstrap."""
-Z = 1.959964
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from advdistill.engine.evaluate import Results
@@ -67,13 +66,17 @@ def matrix(
                 norm=norm or trained["norm"],
                 eps=eps or trained["eps"],
             )
-            show = partial(_relabelled, told, f"{source.name} → {target.name}")
+            show = relabelled(told, f"{source.name} → {target.name}")
             bench = replace(found, seed=seed).bench(batch_size=batch_size, progress=show)
             said[source.name] = Results.of(target.name, bench.columns(found.protocols))
         rows.append(said)
     return rows
 
 
-def _relabelled(told: Told, pair: str, protocol: str, done: int, total: int) -> None:
-    """Progress of one pair, under its own name."""
-    told(pair, done, total)
+def relabelled(told: Told, label: str) -> Told:
+    """Progress whose every part is called `label`."""
+
+    def under_label(_: str, done: int, total: int) -> None:
+        told(label, done, total)
+
+    return under_label

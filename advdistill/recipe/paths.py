@@ -24,6 +24,11 @@ def resource(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def file_name(text: str) -> str:
+    """`text` as the name of a file or folder: what is neither letter, digit, `-`, `_` nor `.` becomes `_`."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+
+
 def _package_folder(name: str) -> Path | None:
     try:
         found = importlib.util.find_spec(name)

@@ -87,7 +87,7 @@ class StudyModel(Config):
     protocol: str = "study"
     """Suite that finished cells are measured with, on test data."""
     main: str = ""
-    """Heading of the main column; "": the first attacked one."""
+    """Heading of the main column; "": the worst case of the attacks in the first ball that was attacked."""
     against: dict[str, str] = Field(default_factory=dict)
     """Axis -> level that the other levels of that axis are compared with, all else equal; none: nothing is compared."""
     columns: list[str] = Field(default_factory=list)

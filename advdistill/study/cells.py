@@ -117,6 +117,11 @@ class Row:
         return len(self.configurations) > 1
 
 
+def titled(row: str, seed: int) -> str:
+    """What to call a cell."""
+    return f"{row}{BETWEEN}seed {seed}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """A row under one seed."""
@@ -177,7 +182,7 @@ class Plan:
                 rows.append(self._row(names, tuple(level for _, level in levels)))
             except InvalidRecipe as error:
                 for problem in error.problems:
-                    problems.setdefault(problem, []).append(" · ".join(names.values()))
+                    problems.setdefault(problem, []).append(BETWEEN.join(names.values()))
         count = len(rows) + len({name for names in problems.values() for name in names})
         if problems:
             raise InvalidRecipe(
@@ -187,7 +192,7 @@ class Plan:
         return rows
 
     def _row(self, names: Mapping[str, str], levels: tuple[Level, ...]) -> Row:
-        model, name = self.study.model, " · ".join(names.values())
+        model, name = self.study.model, BETWEEN.join(names.values())
         here = [("axes", *place) for place in names.items()]
         marks: dict[str, Mark] = {}
 
@@ -236,7 +241,7 @@ class Plan:
         known: dict[str, Row] = {}
         problems = []
         for row in self.rows:
-            other = known.setdefault(_hash([_run(row.recipe), row.configurations]), row)
+            other = known.setdefault(digest([_run(row.recipe), row.configurations]), row)
             if other is not row:
                 axis, level = next(item for item in row.levels.items() if item not in other.levels.items())
                 message = f"{row.name} and {other.name} are the same run: nothing that is set tells them apart"
@@ -261,12 +266,12 @@ class Plan:
         for row in self.rows:
             if row.tuned:
                 assert self.tuning is not None
-                units = [
-                    replace(self._unit(row, seed, words, self.tuning, f"{row.name} · {' '.join(words)}"), trial=True)
-                    for words in row.configurations
-                ]
-                found.append((row, units))
+                found.append((row, [self._trial(row, seed, words, self.tuning) for words in row.configurations]))
         return found
+
+    def _trial(self, row: Row, seed: int, words: Sequence[str], suite: Suite) -> Unit:
+        title = BETWEEN.join((row.name, " ".join(words)))
+        return replace(self._unit(row, seed, words, suite, title), trial=True)
 
     def cells(self, winners: Mapping[str, Sequence[str]]) -> list[Cell]:
         """All of them, seed by seed within each row. (Rows that are tuned may come to one and the same run.)
@@ -278,7 +283,7 @@ class Plan:
         for row in self.rows:
             chosen = winners.get(row.name, () if row.tuned else row.configurations[0])
             for seed in self.study.model.seeds:
-                found.append(Cell(row, seed, self._unit(row, seed, chosen, self.suite, f"{row.name} · seed {seed}")))
+                found.append(Cell(row, seed, self._unit(row, seed, chosen, self.suite, titled(row.name, seed))))
         return found
 
     def _unit(self, row: Row, seed: int, chosen: Sequence[str], suite: Suite, title: str) -> Unit:
@@ -287,15 +292,14 @@ class Plan:
         for block in ("data", "student", "teachers"):
             moved |= {path: value + seed for path, value in _settings(recipe.tree[block], (block,), SEEDS)}
         words = [*row.words, *chosen, *(word(".".join(path), value) for path, value in moved.items())]
-        digest = self._digest(recipe, moved)
-        folder = self.home / "cells" / f"{recipe.name}-{digest}"
+        folder = self.home / "cells" / f"{recipe.name}-{self._digest(recipe, moved)}"
         return Unit(
             title,
             str(self.study.recipes[row.source]),
             (*words, f"save.dir={folder}"),
             str(folder),
             str(suite.path),
-            f"{suite.name}-{_hash(suite.tree)[:8]}",
+            f"{suite.name}-{digest(suite.tree)[:8]}",
             self.plugins,
         )
 
@@ -309,7 +313,7 @@ class Plan:
         # A word is not a file because one of that name happens to lie in the current folder.
         paths = {text: resource(text) for text in _texts(tree) if set(text) & set("/.:")}
         files = {text: content for text, path in paths.items() if (content := self._content(path))}
-        return _hash([tree, files])[:12]
+        return digest([tree, files])[:12]
 
     def _content(self, path: Path) -> str:
         """A hash of a file; "" for what is none (yet)."""
@@ -344,7 +348,8 @@ def word(path: str, value: Any) -> str:
     return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Of plain data, whatever the order of its keys; 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from advdistill.errors import DataError
 from advdistill.recipe.study import LEAST_SEEDS
 from advdistill.study.cells import Cell, Row
-from advdistill.study.table import Table, over_seeds
+from advdistill.study.table import Table, image_passes, over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,8 +151,7 @@ def read(cell: Cell) -> Curve:
         try:
             said: Any = json.loads(line)
             if said["event"] == "probed" and said["robust"]:
-                passes = sum(sum(of.values()) for of in said["passes"].values())
-                spent = {"steps": said["step"], "passes": passes, "seconds": said["seconds"]}
+                spent = {"steps": said["step"], "passes": image_passes(said["passes"]), "seconds": said["seconds"]}
                 probes[said["step"]] = said["robust"]["hits"] / said["robust"]["total"], spent
         except (ValueError, KeyError, TypeError):
             continue

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import DataError
+from advdistill.recipe.study import BETWEEN
 from advdistill.study.cells import Row
 from advdistill.study.table import Line, Share, Table
 
@@ -90,7 +91,7 @@ def _curves(table: Table, lines: list[Line], axis: str, others: list[str]) -> Fi
     axes: Axes = figure.subplots()
     groups: dict[str, list[Line]] = {}
     for line in lines:
-        groups.setdefault(" · ".join(line.row.levels[other] for other in others), []).append(line)
+        groups.setdefault(BETWEEN.join(line.row.levels[other] for other in others), []).append(line)
     for number, (name, of) in enumerate(groups.items()):
         colour, places = COLOURS[number % len(COLOURS)], [table.place(axis, line.row) for line in of]
         shares = [line.shares[table.main] for line in of]
@@ -111,7 +112,7 @@ def _curves(table: Table, lines: list[Line], axis: str, others: list[str]) -> Fi
     axes.set_xlabel(axis)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if others:
-        axes.legend(fontsize=8, title=" · ".join(others), title_fontsize=8)
+        axes.legend(fontsize=8, title=BETWEEN.join(others), title_fontsize=8)
     _legend(figure, table)
     return figure
 

@@ -95,7 +95,7 @@ def _samples(table: Table) -> str:
 def _tuning(table: Table) -> Iterator[str]:
     """Budget, grids and winners."""
     plan, chosen = table.found.plan, table.found.chosen
-    tuned = [row for row in table.rows if len(row.configurations) > 1]
+    tuned = [row for row in table.rows if row.tuned]
     if not tuned:
         return
     assert plan.tuning is not None

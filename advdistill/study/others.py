@@ -5,11 +5,8 @@ They are measured with the cells' suite, on their data and for their threat, bel
 
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import partial
-
 from advdistill.errors import DataError
+from advdistill.study.cells import digest
 from advdistill.study.table import Share, Table, share, verdicts
 from advdistill.study.transfer import Told
 
@@ -25,28 +22,23 @@ def measure(table: Table, told: Told) -> dict[str, dict[str, Share]]:
     """
     from advdistill.engine.campaign import Campaign
     from advdistill.engine.subject import Target, subjects
-    from advdistill.recipe.suite import load_suite
+    from advdistill.engine.transfer import relabelled
+    from advdistill.recipe.paths import file_name
 
     if not table.lines:
         raise DataError("other models are measured on the data of a finished cell, and there is none")
     plan = table.found.plan
-    registry = plan.registry
-    suite = load_suite(plan.suite.path, registry)
+    registry, suite = plan.registry, plan.suite
     lead = Target(f"{table.lines[0].cells[0].cell.unit.folder}/last.safetensors", registry)
     data = {"data": lead.facts["recipe"]["data"], "threat": lead.facts["threat"]}
     found = {}
     for name, model in table.study.others.items():
         target = Target(model, registry)
-        key = hashlib.sha256(json.dumps([target.fingerprint, suite.tree, data], sort_keys=True).encode()).hexdigest()
-        folder = plan.home / FOLDER / f"{''.join(c if c.isalnum() else '-' for c in name)}-{key[:12]}"
+        key = digest([target.fingerprint, suite.tree, data])
+        folder = plan.home / FOLDER / f"{file_name(name)}-{key[:12]}"
         beside = subjects(target, suite, registry, classes="" if suite.model.scopes else "data", data_of=lead)
         with Campaign(folder, target, suite, data, overwrite=False) as campaign:
-            evaluation, _ = campaign.run(list(beside), registry, images=False, progress=partial(_called, told, name))
+            evaluation, _ = campaign.run(list(beside), registry, images=False, progress=relabelled(told, name))
         right, sources = verdicts(evaluation)
         found[name] = {heading: share(bits[None], sources[heading]) for heading, bits in right.items()}
     return found
-
-
-def _called(told: Told, name: str, protocol: str, done: int, total: int) -> None:
-    """Progress of one model, under its name."""
-    told(name, done, total)

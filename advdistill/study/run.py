@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from advdistill.errors import RunError, UsageError, UserError, did_you_mean
+from advdistill.recipe.study import BETWEEN
 from advdistill.study.cells import LOG, Cell, Plan, Row, Unit
 from advdistill.study.launchers import Launcher
 
@@ -112,11 +113,7 @@ def collect(plan: Plan, watcher: Watcher | None = None) -> Found:
     """A study as it stands; nothing is run."""
     found = Found(plan, chosen=chosen(plan))
     cells = known_cells(plan, found.chosen)
-    found.failed = {
-        unit.title: why
-        for unit in [*trials(plan), *(cell.unit for cell in cells)]
-        if not unit.finished and (why := unit.failure())
-    }
+    found.failed = {unit.title: why for unit in units(found) if not unit.finished and (why := unit.failure())}
     _settle(found, cells)
     Index(plan.folder / "study.json", watcher or Watcher()).write(plan, cells, found)
     return found
@@ -147,6 +144,11 @@ def known_cells(plan: Plan, winners: Mapping[str, Chosen]) -> list[Cell]:
     """The cells of rows that are not tuned, or whose tuning is over."""
     cells = plan.cells({name: won.words for name, won in winners.items()})
     return [cell for cell in cells if not cell.row.tuned or cell.row.name in winners]
+
+
+def units(found: Found) -> list[Unit]:
+    """The trials, and the cells that are known by now."""
+    return [*trials(found.plan), *(cell.unit for cell in known_cells(found.plan, found.chosen))]
 
 
 def task(plan: Plan, name: str) -> Unit:
@@ -282,7 +284,7 @@ class Index:
             for name, chosen in found.chosen.items()
         }
         self._cells |= {cell.unit.title: self._said(cell, found) for cell in cells}
-        self._cells = {title: said for title, said in self._cells.items() if title.rpartition(" · seed ")[0] in rows}
+        self._cells = {title: said for title, said in self._cells.items() if title.rpartition(BETWEEN)[0] in rows}
         said = {
             "study": dict(plan.study.tree),
             "file": str(plan.study.path),

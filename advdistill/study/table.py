@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import UserError
 from advdistill.recipe.study import LEAST_SEEDS
-from advdistill.study.cells import Cell, Row
+from advdistill.study.cells import Cell, Row, titled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,14 +181,14 @@ class Table:
         its only attack where there is one; clean accuracy where nothing was attacked; "" where nothing is known."""
         if not self.lines or self.study.main:
             return self.study.main
-        from advdistill.engine.card import balls
+        from advdistill.engine.card import balls, worst_heading
 
         columns = self.lines[0].cells[0].evaluation.columns
         groups = balls(columns)
         if not groups:
             return columns[0].heading
         ball, attacks = next(iter(groups.items()))
-        together = _worst(ball, attacks)
+        together = worst_heading(ball, attacks)
         return together if together in self.lines[0].shares else attacks[0].heading
 
     def titled(self, heading: str) -> str:
@@ -243,7 +243,7 @@ class Table:
         """Titles of cells that are neither there nor known to have failed."""
         there = {(cell.row.name, cell.seed) for cell in self.found.cells}
         every = [(row.name, seed) for row in self.found.plan.rows for seed in self.study.seeds]
-        titles = [f"{name} · seed {seed}" for name, seed in every if (name, seed) not in there]
+        titles = [titled(name, seed) for name, seed in every if (name, seed) not in there]
         return [title for title in titles if title not in self.found.failed]
 
     @property
@@ -304,7 +304,7 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
 
 def verdicts(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Heading -> (n,) bool, right or not, worst cases included; heading -> (n, k) sources. In the order of samples."""
-    from advdistill.engine.card import balls, worst
+    from advdistill.engine.card import balls, worst, worst_heading
     from advdistill.errors import DataError
 
     right, sources = {}, {}
@@ -318,8 +318,8 @@ def verdicts(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, n
                 indices, held = worst(evaluation, columns)
             except DataError:  # they looked at different samples
                 continue
-            right[_worst(ball, columns)] = held[indices.argsort()].numpy()
-            sources[_worst(ball, columns)] = sources[columns[0].heading]
+            right[worst_heading(ball, columns)] = held[indices.argsort()].numpy()
+            sources[worst_heading(ball, columns)] = sources[columns[0].heading]
     return right, sources
 
 
@@ -331,16 +331,13 @@ def _read(cell: Cell) -> Measured:
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     said = cell.unit.facts()
     facts = {"opened": datetime.fromisoformat(said["opened"]), "machine": str(said["machine"])}
-    passes = sum(sum(of.values()) for of in cost["passes"].values())
+    passes = image_passes(cost["passes"])
     return Measured(cell, evaluation, *verdicts(evaluation), cost["steps"], passes, cost["seconds"], facts)
 
 
-def _worst(ball: tuple[str, str, float], columns: Sequence[Any]) -> str:
-    """What `compare` calls the worst case of a ball."""
-    from advdistill.engine.card import distance
-
-    heading = f"worst of {len(columns)}, {distance(*ball[1:])}"
-    return f"{ball[0]}: {heading}" if ball[0] else heading
+def image_passes(passes: Mapping[str, Mapping[str, int]]) -> int:
+    """Images through any model, forward and backward, of what `cost.json` and probes count."""
+    return sum(sum(ways.values()) for ways in passes.values())
 
 
 def _shared(known: Iterable[Mapping[str, Any]]) -> list[str]:
