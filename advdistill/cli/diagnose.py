@@ -130,13 +130,10 @@ def diagnose(
     more = dict(zip(diagnosis.labels_of(list(more)), more.values(), strict=True))
     lead = next((target for target in targets if target.opened), None)
     # One ball and one data set for all: the first checkpoint's.
-    trained = lead.facts["threat"] if lead and len(targets) > 1 else {"norm": None, "eps": None}
-    own = trained["eps"] if norm in (None, trained["norm"]) else None  # a radius is one of its norm
-    ball: dict[str, Any] = {"norm": norm or trained["norm"], "eps": radius(eps) or own}
-    where: dict[str, Any] = {"data": data, "data_of": lead, "classes": classes, "limit": limit, **ball}
+    given: dict[str, Any] = {"data": data, "norm": norm, "eps": radius(eps), "classes": classes, "limit": limit}
     patients, notes = [], list[str]()
     for label, target in zip(diagnosis.labels_of(model), targets, strict=True):
-        found = subject(target, registry, attack=attack, settings=settings or (), **where)
+        found = subject(target, registry, attack=attack, settings=settings or (), data_of=lead, **given)
         notes += found.notes
         for other in more.values():
             notes += other_classes(other, found.participant.classes, classes)

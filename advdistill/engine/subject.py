@@ -208,11 +208,11 @@ def subject(
         data: an image folder; None: the checkpoint's own data.
         attack: a plugin's name; None: the protocols of the checkpoint's recipe.
         settings: words like `steps=20` for the attack.
-        norm, eps: the threat; None: the checkpoint's, protocol by protocol.
+        norm, eps: the threat; None: as trained for, or as the protocol says.
         limit: samples a protocol; None: as the protocol says.
         classes: see `advdistill.recipe.suite.Scope`.
         source: the model that the attack's images are made on, see `Problem.seen`.
-        data_of: whose data is meant where none is given; None: the model's own.
+        data_of: whose data and threat are meant where nobody says; None: the model's own.
 
     Raises:
         UsageError: the options do not fit together.
@@ -239,7 +239,7 @@ def subject(
     where: dict[str, Any] = {} if limit is None else {"limit": limit}
     if attack is not None:
         name = " ".join([attack, *settings])
-        ball = _threat(facts.get("threat"), norm, eps)
+        ball = _threat((data_of or target).facts.get("threat"), norm, eps)
         protocols = [
             Protocol("clean", **where),
             build.protocol(registry, name, blocks[("attack",)], ball, source, **where),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from advdistill.engine.evaluate import Results
+from advdistill.engine.evaluate import Progress, Results
 from advdistill.engine.subject import Target, subject
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
-
-Told = Callable[[str, int, int], None]
-"""`told(pair, done, total)` in samples; the pair is written "made on → shown to"."""
 
 
 def matrix(
@@ -29,14 +26,14 @@ def matrix(
     limit: int | None = None,
     seed: int | None = None,
     batch_size: int = 256,
-    told: Told = lambda pair, done, total: None,
+    told: Progress = lambda pair, done, total: None,
 ) -> list[dict[str, Results]]:
     """Make images on each model and show them to every other; one ball, one data set and one seed for all, the first
     checkpoint's where none is given: all see the same samples.
 
     Args:
-        targets: two or more, of different names. seed: of the subset and of the attack's noise. The other arguments: as
-            for `subject`.
+        targets: two or more, of different names. seed: of the subset and of the attack's noise. told: pairs are written
+            "made on → shown to". The other arguments: as for `subject`.
 
     Returns:
         One mapping a target, in their order: name of the model that the images were made on -> columns `clean` and the
@@ -46,7 +43,6 @@ def matrix(
         UsageError, DataError, PluginError, RecipeError: as `subject`.
     """
     lead = next((target for target in targets if target.opened), None)
-    trained = lead.facts["threat"] if lead else {"norm": None, "eps": None}
     if seed is None:
         seed = lead.facts["recipe"]["seed"] if lead else 0
     rows = []
@@ -63,8 +59,8 @@ def matrix(
                 classes=classes,
                 source="self" if source is target else source.name,
                 data_of=lead,
-                norm=norm or trained["norm"],
-                eps=eps or trained["eps"],
+                norm=norm,
+                eps=eps,
             )
             show = relabelled(told, f"{source.name} → {target.name}")
             bench = replace(found, seed=seed).bench(batch_size=batch_size, progress=show)
@@ -73,7 +69,7 @@ def matrix(
     return rows
 
 
-def relabelled(told: Told, label: str) -> Told:
+def relabelled(told: Progress, label: str) -> Progress:
     """Progress whose every part is called `label`."""
 
     def under_label(_: str, done: int, total: int) -> None:

@@ -5,15 +5,19 @@ They are measured with the cells' suite, on their data and for their threat, bel
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from advdistill.errors import DataError
 from advdistill.study.cells import digest
 from advdistill.study.table import Share, Table, share, verdicts
-from advdistill.study.transfer import Told
+
+if TYPE_CHECKING:
+    from advdistill.engine.evaluate import Progress
 
 FOLDER = "others"
 
 
-def measure(table: Table, told: Told) -> dict[str, dict[str, Share]]:
+def measure(table: Table, told: Progress) -> dict[str, dict[str, Share]]:
     """Name -> heading -> share, one run each, of `others`.
 
     Raises:

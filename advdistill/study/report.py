@@ -12,18 +12,19 @@ from advdistill.study import efficiency, figure, others, transfer
 from advdistill.study.efficiency import UNITS, Efficiency
 from advdistill.study.notes import notes
 from advdistill.study.table import EQUAL, Compared, Line, Share, Table, write_csv
-from advdistill.study.transfer import Matrix, Told
+from advdistill.study.transfer import Matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from advdistill.engine.compare import Row as Pair
+    from advdistill.engine.evaluate import Progress
     from advdistill.study.run import Found
 
 Cells = Sequence[Sequence[str]]
 
 
-def write(found: Found, told: Told = lambda what, done, total: None) -> list[Path]:
+def write(found: Found, told: Progress = lambda what, done, total: None) -> list[Path]:
     """Write everything that can be said; what is missing or failed is named in it.
 
     Args:
@@ -168,7 +169,7 @@ def _results(table: Table) -> str:
     return markdown(header, lines, left)
 
 
-def _others(table: Table, told: Told) -> Iterator[str]:
+def _others(table: Table, told: Progress) -> Iterator[str]:
     """Models that no cell trained."""
     yield "Beside them, measured in the same way, one model each:"
     try:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,9 @@ from advdistill.study.table import Line, Table, over_seeds, write_csv
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOLDER = "transfer"
+    from advdistill.engine.evaluate import Progress
 
-Told = Callable[[str, int, int], None]
-"""`told(what, done, total)` in samples."""
+FOLDER = "transfer"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Matrix:
         return _mean(said["attacked"][shown][made] for said in self.seeds.values())
 
 
-def measure(table: Table, told: Told) -> list[Matrix]:
+def measure(table: Table, told: Progress) -> list[Matrix]:
     """A matrix over the levels of the last axis, for each combination of levels of the others.
 
     Raises:
@@ -135,7 +134,7 @@ def _mean(counts: Iterable[Sequence[int]]) -> tuple[float, float]:
     return statistics.mean(shares), over_seeds(shares)
 
 
-def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: int, told: Told) -> dict[str, Any]:
+def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: int, told: Progress) -> dict[str, Any]:
     """One seed's matrix, from its file where there is one."""
     from advdistill.engine.checkpoint import write_json
 
@@ -155,7 +154,7 @@ def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: in
 
 
 def _transfer(
-    table: Table, asked: Transfer, words: Sequence[str], models: Mapping[str, str], seed: int, told: Told
+    table: Table, asked: Transfer, words: Sequence[str], models: Mapping[str, str], seed: int, told: Progress
 ) -> dict[str, Any]:
     from advdistill.engine.subject import Target
     from advdistill.engine.transfer import matrix

@@ -294,6 +294,7 @@ def test_transfer(cli: Cli) -> None:
         (["attack", "--model", ROBUST, "--attack", "pgd", "--eps", "1.5"], 2, "write it like 8/255"),
         (["transfer", ROBUST], 2, "two models or more"),
         (["transfer", ROBUST, ROBUST], 2, "a model is given twice"),
+        (["transfer", ROBUST, BASE, "--norm", "l2"], 2, "needs a radius of its own"),
     ],
     ids=lambda value: " ".join(map(str, value[:6])) if isinstance(value, list) else None,
 )  # fmt: skip
