@@ -9,14 +9,8 @@ from pydantic import Field
 from advdistill import Config
 
 
-class Digits(Config):
-    """Handwritten digits."""
-
-    templates: list[str] = Field(["a photo of the digit {}."], min_length=1)
-    """Sentences that a class name is put into; several are averaged."""
-
-    split_seed: int = 0
-    """Seed of the division into 1,197 training, 200 validation and 400 test images."""
+class Drawn(Config):
+    """What every data set takes: how much of it one trains on."""
 
     shots: int = Field(0, ge=0)
     """Training images per class; 0: all. Validation and test stay whole."""
@@ -28,10 +22,20 @@ class Digits(Config):
     """Training images are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
 
 
+class Digits(Drawn):
+    """Handwritten digits."""
+
+    templates: list[str] = Field(["a photo of the digit {}."], min_length=1)
+    """Sentences that a class name is put into; several are averaged."""
+
+    split_seed: int = 0
+    """Seed of the division into 1,197 training, 200 validation and 400 test images."""
+
+
 Variant = Literal["plain", "inverted", "thick", "blurred", "swapped"]
 
 
-class PairSet(Config):
+class PairSet(Drawn):
     """What every set of pictures side by side takes."""
 
     combinations: Literal["all", "seen", "unseen"] = "all"
@@ -45,15 +49,6 @@ class PairSet(Config):
 
     split_seed: int = 0
     """Seed of the division of the pictures, and of their pairing in each part."""
-
-    shots: int = Field(0, ge=0)
-    """Training pairs per class; 0: all. Validation and test stay whole."""
-
-    shots_seed: int = 1
-    """Seed of the few-shot draw."""
-
-    shift: int = Field(0, ge=0, le=8)
-    """Training images are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
 
     variant: Variant = "plain"
     """What is done to all images: levels inverted; strokes grown by a pixel each way; a Gaussian blur of standard
@@ -84,7 +79,7 @@ class Photographs(Config):
     """Training photographs are mirrored every other time."""
 
 
-class Photos(Photographs):
+class Photos(Drawn, Photographs):
     """Photographs in class folders."""
 
     templates: list[str] = Field(["a photo of a {}."], min_length=1)
@@ -92,15 +87,6 @@ class Photos(Photographs):
 
     split_seed: int = 0
     """Seed of the draw of the validation photographs."""
-
-    shots: int = Field(0, ge=0)
-    """Training photographs per class; 0: all. Validation and test stay whole."""
-
-    shots_seed: int = 1
-    """Seed of the few-shot draw."""
-
-    shift: int = Field(0, ge=0, le=8)
-    """Training photographs are moved by up to this many pixels each way, their edges repeated; 0: not moved."""
 
 
 class PhotoPairs(PairSet, Photographs):
