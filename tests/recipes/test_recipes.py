@@ -41,7 +41,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_recipe_on_disk_has_a_name() -> None:
-    assert len(ON_DISK) == 73
+    assert len(ON_DISK) == 74
     named = [file.resolve() for file, dist in recipe_files(default_registry()) if dist == "advdistill"]
     assert sorted(named) == ON_DISK
 
