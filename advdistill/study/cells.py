@@ -117,7 +117,7 @@ class Row:
         return len(self.configurations) > 1
 
 
-def titled(row: str, seed: int) -> str:
+def cell_title(row: str, seed: int) -> str:
     """What to call a cell."""
     return f"{row}{BETWEEN}seed {seed}"
 
@@ -283,7 +283,7 @@ class Plan:
         for row in self.rows:
             chosen = winners.get(row.name, () if row.tuned else row.configurations[0])
             for seed in self.study.model.seeds:
-                found.append(Cell(row, seed, self._unit(row, seed, chosen, self.suite, titled(row.name, seed))))
+                found.append(Cell(row, seed, self._unit(row, seed, chosen, self.suite, cell_title(row.name, seed))))
         return found
 
     def _unit(self, row: Row, seed: int, chosen: Sequence[str], suite: Suite, title: str) -> Unit:

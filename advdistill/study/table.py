@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import UserError
 from advdistill.recipe.study import LEAST_SEEDS
-from advdistill.study.cells import Cell, Row, titled
+from advdistill.study.cells import Cell, Row, cell_title
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,7 +243,7 @@ class Table:
         """Titles of cells that are neither there nor known to have failed."""
         there = {(cell.row.name, cell.seed) for cell in self.found.cells}
         every = [(row.name, seed) for row in self.found.plan.rows for seed in self.study.seeds]
-        titles = [titled(name, seed) for name, seed in every if (name, seed) not in there]
+        titles = [cell_title(name, seed) for name, seed in every if (name, seed) not in there]
         return [title for title in titles if title not in self.found.failed]
 
     @property

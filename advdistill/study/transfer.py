@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from advdistill.errors import DataError
 from advdistill.recipe.paths import resource
 from advdistill.recipe.study import Transfer
+from advdistill.study.cells import digest
 from advdistill.study.table import Line, Table, over_seeds, write_csv
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _measured(table: Table, asked: Transfer, models: Mapping[str, str], seed: in
 
     words = [f"{key}={json.dumps(value)}" for key, value in asked.settings.items()]
     key = [asked.attack, words, asked.limit, seed, {name: _fingerprint(path) for name, path in models.items()}]
-    path = table.found.plan.folder / FOLDER / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
+    path = table.found.plan.folder / FOLDER / f"{digest(key)[:12]}.json"
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if all(said["attacked"][shown][made][1] for shown in models for made in models) and said["clean"]:
