@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 EQUAL = 0.05
 """Image passes that differ by no more than this share count as equal (inferred)."""
 
-OWN = ("templates", "resolution", "source.also")
-"""What protocols may differ in, since it belongs to the row: how a model words its classes, its images' size, and which
-of its run's models an attack on it can look at beside it. That images are made on another model does not."""
+OWN = ("classes", "templates", "resolution", "source.also")
+"""What protocols may differ in, since it belongs to the row: how a model words its classes (a hash of names and
+templates, and these), its images' size, and which of its run's models an attack on it can look at beside it. Samples
+and labels must be the same, and that images are made on another model is no row's own."""
 
 
 @dataclass(frozen=True)

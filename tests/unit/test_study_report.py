@@ -37,6 +37,7 @@ from advdistill.engine import fit
 from advdistill.engine import transfer as engine
 from advdistill.engine.data import stratified
 from advdistill.engine.outcomes import FILE
+from advdistill.engine.types import ClassSet
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe
 from advdistill.recipe.study import load_study
@@ -176,14 +177,16 @@ def test_rows_may_word_their_classes_and_have_teachers_of_their_own(tmp_path: Pa
     for name, source in (("b", {"fingerprint": "", "also": {"clean": "f1"}}), ("c", {"fingerprint": "f2"})):
         for cell in [cell for cell in found.plan.cells({}) if cell.row.name == name]:
             every = torch.ones(100, dtype=torch.bool)
-            said = {"source": {"model": "self", **source}, "templates": [f"{name}: {{}}."]}
+            worded = ClassSet(("cat", "dog"), (f"{name}: {{}}.",))
+            wording = {"classes": worded.digest, "templates": list(worded.templates)}
+            said = {"source": {"model": "self", **source}, **wording}
             attacked = column("apgd", outcome(every, bits(0.2, cell.seed)), **said)
             folder = Path(cell.unit.folder) / cell.unit.measured
             if name == "b":
                 finish(cell, 0.2)
                 found.cells.append(cell)
             facts = {"recipe": {"name": "toy", "seed": cell.seed}}
-            columns = clean_column(every, templates=said["templates"]), attacked
+            columns = clean_column(every, **wording), attacked
             evaluation(f"{name} {cell.seed}", *columns, **facts).save(folder / FILE)
     compared = Table(found).compared
     pair = compared["lr", "b"].pair
