@@ -202,5 +202,5 @@ def draw(table: Table, found: Efficiency) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         panels[0].set_title("robust accuracy on the probes of training")
-        figure.legend(loc="outside lower center", ncols=min(len(found.curves), 4), fontsize=8)
+        figure.legend(loc="outside lower center", ncols=min(len(found.curves), 4), fontsize=8, handlelength=4)
     return figure
