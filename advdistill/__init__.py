@@ -8,8 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from advdistill.errors import DataError, MissingData, PluginError, RecipeError, RunError, UsageError, UserError
+from advdistill.errors import (
+    DataError,
+    MissingData,
+    PluginError,
+    RecipeError,
+    RunError,
+    RunWarning,
+    UsageError,
+    UserError,
+)
 from advdistill.hooks.hookspecs import hookimpl
+from advdistill.hooks.origin import Origin, Remote
 from advdistill.hooks.specs import (
     AttackSpec,
     CommandSpec,
@@ -21,6 +31,7 @@ from advdistill.hooks.specs import (
 )
 
 if TYPE_CHECKING:
+    from advdistill.data.place import data_folder
     from advdistill.engine.attack import Attack, Problem, right
     from advdistill.engine.build import model_of
     from advdistill.engine.checkpoint import load
@@ -51,7 +62,7 @@ if TYPE_CHECKING:
     from advdistill.engine.strategy import Losses, Strategy, Term, factored, same_width
     from advdistill.engine.types import ClassSet, Clock, Threat
     from advdistill.recipe.fields import Config, PixelDistance
-    from advdistill.recipe.paths import resource
+    from advdistill.recipe.paths import data_home, resource
 
 _LAZY = {
     "ArraySplit": "engine.data",
@@ -90,6 +101,8 @@ _LAZY = {
     "VisionLanguageModel": "engine.model",
     "Warned": "engine.events",
     "cross_entropy": "engine.losses",
+    "data_folder": "data.place",
+    "data_home": "recipe.paths",
     "factored": "engine.strategy",
     "few_shot": "engine.splits",
     "kl": "engine.losses",
@@ -122,12 +135,14 @@ __all__ = [
     "Measuring",
     "MissingData",
     "Noise",
+    "Origin",
     "Output",
     "PixelDistance",
     "PluginError",
     "Probed",
     "Problem",
     "RecipeError",
+    "Remote",
     "Reporter",
     "ReporterSpec",
     "Results",
@@ -135,6 +150,7 @@ __all__ = [
     "RunFinished",
     "RunStarted",
     "RunStopped",
+    "RunWarning",
     "Saved",
     "Seen",
     "Split",
@@ -152,6 +168,8 @@ __all__ = [
     "VisionLanguageModel",
     "Warned",
     "cross_entropy",
+    "data_folder",
+    "data_home",
     "factored",
     "few_shot",
     "hookimpl",

@@ -107,6 +107,7 @@ def evaluate(
     if count := launch.needed(gpus, processes, device):
         raise typer.Exit(launch.start(count, "--gpus" if gpus else "--processes", "the same command"))
     from advdistill.cli.progress import progress
+    from advdistill.data.presence import lacking_scopes
     from advdistill.engine import build, campaign, distributed
     from advdistill.engine.subject import Target, subjects
 
@@ -122,7 +123,9 @@ def evaluate(
             folder = out or campaign.folder_of(target, suite)
             one = campaign.Campaign(folder, target, suite, how, overwrite, world)
             campaigns.append((claimed.enter_context(one), found))
-            for note in dict.fromkeys(note for subject in found for note in subject.notes):
+            lacks = {} if data else lacking_scopes(suite, registry)
+            left_out = [f"{scope} is left out: {why}" for scope, why in lacks.items()]
+            for note in dict.fromkeys([*left_out, *(note for subject in found for note in subject.notes)]):
                 if world.main:
                     typer.echo(f"note: {note}", err=True)
         for one, found in campaigns:

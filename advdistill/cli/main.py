@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import traceback
+import warnings
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from advdistill.cli.options import examples
-from advdistill.errors import PluginError, UsageError, UserError, did_you_mean
+from advdistill.errors import PluginError, RunWarning, UsageError, UserError, did_you_mean
 from advdistill.hooks.manager import cause, host_version
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import CommandSpec
@@ -32,6 +35,7 @@ OWN = {
         CommandSpec(name="compare", target=_HERE + "compare:compare", summary="Compare stored evaluations."),
         CommandSpec(name="study", target=_HERE + "study:study", summary="Run recipes times seeds, and compare them."),
         CommandSpec(name="bench", target=_HERE + "bench:bench", summary="Measure what a recipe's steps cost here."),
+        CommandSpec(name="data", target=_HERE + "data:app", summary="See, fetch, check and preview data sets."),
         CommandSpec(name="recipe", target=_HERE + "recipe:app", summary="List, show, check, compare, copy recipes."),
         CommandSpec(name="plugins", target=_HERE + "plugins:app", summary="See what recipes can name, and settings."),
         CommandSpec(
@@ -99,7 +103,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_told():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except UserError as error:
@@ -119,12 +124,29 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
-def _tell(message: str, hint: str) -> None:
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """What a command goes on after is told in a line of its own; other warnings go where they always went."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RunWarning):
+                _tell(str(message), "", what="warning", style="bold yellow")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = told
+        warnings.simplefilter("always", RunWarning)
+        yield
+
+
+def _tell(message: str, hint: str, what: str = "error", style: str = "bold red") -> None:
     from rich.console import Console
 
     # soft_wrap: a message keeps its lines, so that carets stay below what they point at.
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    console.print("error: ", style="bold red", end="")
+    console.print(f"{what}: ", style=style, end="")
     console.print(message)
     if hint:
         console.print(hint, style="cyan")

@@ -30,7 +30,7 @@ def complete_study(incomplete: str) -> list[str]:
     return _complete_file(incomplete, FOLDER)
 
 
-def _complete_file(incomplete: str, kind: str) -> list[str]:
+def _complete_file(incomplete: str, kind: str | tuple[str, ...]) -> list[str]:
     from advdistill.recipe.loader import recipe_files
 
     typed = Path(incomplete)

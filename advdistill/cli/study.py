@@ -13,7 +13,7 @@ import typer
 
 from advdistill.cli.options import Json, PluginFiles, complete_study, registry_with
 from advdistill.cli.output import print_columns, print_json
-from advdistill.errors import RunError, UsageError, UserError, did_you_mean
+from advdistill.errors import MissingData, RunError, UsageError, UserError, did_you_mean
 from advdistill.hooks.registry import default_registry
 
 if TYPE_CHECKING:
@@ -179,11 +179,26 @@ def _conclude(found: Found, json: bool) -> None:
         typer.echo(f"failed: {title}: {why}{log}", err=True)
     for title in found.missing:
         typer.echo(f"missing: {title}", err=True)
-    if found.failed or found.missing:
+    for line in _lacking(found.lacks, found.plan):
+        typer.echo(line, err=True)
+    lacks = sum(map(len, found.lacks.values()))
+    if lacks and not (found.cells or found.failed or found.missing):
+        raise MissingData("none of the data are there", "`advdistill data list` says how to come by them")
+    if found.failed or found.missing or lacks:
+        cannot = f", {lacks} rows lack data" if lacks else ""
         raise RunError(
-            f"{len(found.failed)} failed, {len(found.missing)} more missing; the tables hold the others",
+            f"{len(found.failed)} failed, {len(found.missing)} more missing{cannot}; the tables hold the others",
             "the same command tries them again",
         )
+
+
+def _lacking(lacks: Mapping[str, Sequence[str]], plan: Plan) -> Iterator[str]:
+    """What cannot be run or measured for want of data, a line for each data set."""
+    for why, rows in lacks.items():
+        more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
+        yield f"cannot be run: {', '.join(rows[:2])}{more}: {why}"
+    for scope, why in plan.left_out.items():
+        yield f"not measured: {scope}: {why}"
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -247,6 +262,9 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
     tries, winners = trials(plan), chosen(plan)
     cells = known_cells(plan, winners)
     count = len(plan.rows) * len(plan.study.model.seeds)
+    lacks: dict[str, list[str]] = {}
+    for name, why in plan.lacks.items():
+        lacks.setdefault(why, []).append(name)
     stages = {
         "needs": (needs := plan.needs(), len(needs)),
         "trials": (tries, len(tries)),
@@ -264,6 +282,8 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
                                "chosen": list(winners[row.name].words) if row.name in winners else []}
                     for row in plan.rows
                 },
+                "lacks": lacks,
+                "left_out": dict(plan.left_out),
                 "seconds_left": seconds,
             }
         )  # fmt: skip
@@ -274,6 +294,12 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
     rows = [(row.name, row.source, _tuning(row, winners)) for row in plan.rows]
     typer.echo("")
     print_columns(("ROW", "RECIPE", "TUNING"), rows)
+    typer.echo("")
+    lines = list(_lacking(lacks, plan))
+    for line in lines:
+        typer.echo(line)
+    if lines:
+        typer.echo("`advdistill data list` says how to come by data that are missing")
     typer.echo("")
     if seconds is None:
         typer.echo("time left: not known before a run is finished")

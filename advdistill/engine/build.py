@@ -13,9 +13,10 @@ from advdistill.engine import launch
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.class_features import AT_MOST
-from advdistill.engine.data import Dataset, HalfOfClasses, Sealed, Split
+from advdistill.engine.data import Dataset, HalfOfClasses, Readable, Sealed, Split
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import split_reader
+from advdistill.engine.manifest import Listed
 from advdistill.engine.model import VisionLanguageModel
 from advdistill.engine.participant import Manner, Participant, Seen
 from advdistill.engine.protocol import Attacker, Protocol
@@ -24,6 +25,7 @@ from advdistill.engine.types import ClassSet, Threat
 from advdistill.errors import DataError, RecipeError, UsageError
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import AttackSpec
+from advdistill.recipe.model import Portion
 from advdistill.recipe.resolve import resolve_blocks
 from advdistill.recipe.resolved import DataBlock
 
@@ -96,10 +98,19 @@ def component(registry: Registry, block: Block) -> Any:
 
 
 def dataset(registry: Registry, block: Block, half: str = "") -> Dataset:
-    """Build a data set, or the `half` of its classes that its block asks for, or the argument instead."""
-    whole: Dataset = component(registry, block)
-    wanted = half or (block.half if isinstance(block, DataBlock) else "all")
-    return whole if wanted == "all" else HalfOfClasses(whole, wanted)
+    """Build a data set, or what of it its block asks for.
+
+    Args:
+        half: the half of its classes to take, in the place of the block's.
+    """
+    found: Dataset = component(registry, block)
+    portion = block.portion if isinstance(block, DataBlock) else Portion()
+    if portion.manifest:
+        found = Listed(found, portion.manifest)
+    if portion.on_error == "skip":
+        found = Readable(found)
+    wanted = half or portion.half
+    return found if wanted == "all" else HalfOfClasses(found, wanted)
 
 
 def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:
@@ -278,7 +289,7 @@ def parts(recipe: Recipe, registry: Registry, world: World = ALONE) -> Parts:
     """
     device = device_of(recipe.train.device)
     data = dataset(registry, recipe.data)
-    if isinstance(recipe.data, DataBlock) and recipe.data.sealed:
+    if isinstance(recipe.data, DataBlock) and recipe.data.portion.sealed:
         data = Sealed(data)
     how = manner(recipe.train, device, world)
 

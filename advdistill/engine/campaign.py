@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from advdistill.engine import doubt
+from advdistill.engine import doubt, manifest
 from advdistill.engine.card import card, markdown
 from advdistill.engine.checkpoint import write_bytes, write_json
 from advdistill.engine.distributed import ALONE, World
@@ -102,7 +102,7 @@ class Campaign:
                     f"({known.get('suite')} on {known.get('subject')})",
                     "choose another --out, or put this one in its place with --overwrite",
                 )
-            for name in WRITTEN:
+            for name in (*WRITTEN, *(path.name for path in self.path.glob("manifest*.json"))):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / PACKS, ignore_errors=True)
         write_json(head, self._about)
@@ -142,6 +142,9 @@ class Campaign:
         for subject, bench in benches:
             for protocol in subject.protocols:
                 bench.statement(protocol)  # a model that is not there is told before anything is measured
+        if self._world.main:
+            for subject in subjects:
+                manifest.write(self.path, subject.manifest(self.suite.model.split), file_name(subject.scope))
         columns: list[Column] = []
         for subject, bench in benches:
             columns += bench.columns(subject.protocols, scope=subject.scope)

@@ -499,11 +499,17 @@ def _how(columns: Sequence[Mapping[str, Any]]) -> list[str]:
         statement = column["statement"]
         split = statement["split"]
         drawn = f"{split['samples']:,} of {split['of']:,} of `{split['name']}` ({split['digest']})"
-        text = f"{drawn}, {statement['precision']}, seed {statement['seed']}; classified with {_prompts(statement)}"
+        asked = f"{_among(statement)} with {_prompts(statement)}"
+        text = f"{drawn}, {statement['precision']}, seed {statement['seed']}; {asked}"
         said.setdefault(text, []).append(f"{column['heading']} `{statement['key']}`")
         if statement["attack"] is not None:
             said.setdefault(f"crafted with {_crafted(statement)}", []).append(column["heading"])
     return lines + [f"- {', '.join(names)}: {text}." for text, names in said.items()]
+
+
+def _among(statement: Mapping[str, Any]) -> str:
+    count = statement.get("class count")  # evaluations of before it was written
+    return f"classified among {count:,} classes" if count else "classified"
 
 
 def _prompts(statement: Mapping[str, Any]) -> str:

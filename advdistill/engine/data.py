@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader
 from advdistill.engine.launch import cores, place
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError, RunError, UserError
+from advdistill.errors import DataError, RunError, RunWarning, UserError
 
 T = TypeVar("T")
 
@@ -36,11 +38,15 @@ class Split(ABC):
         decodes: loading takes work that other processes could do.
         sources: (N, k) long; which underlying pictures each sample is made of, one number for one picture: samples
             that share some are not independent, and intervals must know. None: they share nothing.
+        sizes: N lengths in bytes of the file that each sample alone lies in; None: they have no files of their own.
+        skipped: names of samples that would belong to it, but cannot be read (`data.on_error: skip`).
     """
 
     labels: Tensor
     ids: Sequence[str]
     sources: Tensor | None = None
+    sizes: Sequence[int] | None = None
+    skipped: Sequence[str] = ()
     augments: bool = False
     decodes: bool = False
 
@@ -144,8 +150,34 @@ class Dataset(ABC):
         """JSON-able facts for the checkpoint that say which samples were used (default: nothing beyond digests)."""
         return {}
 
+    def parts(self) -> Sequence[Path]:
+        """Files beside those of single samples that the samples depend on: archives and tables that hold many of them,
+        lists that divide them (default: none)."""
+        return ()
 
-class HalfOfClasses(Dataset):
+
+class Part(Dataset):
+    """Another data set of which a part is used; this one uses all of it.
+
+    Args:
+        whole: the other one.
+    """
+
+    def __init__(self, whole: Dataset) -> None:
+        super().__init__(whole.config)
+        self.whole, self.classes = whole, whole.classes
+
+    def split(self, name: str) -> Split:
+        return self.whole.split(name)
+
+    def record(self) -> dict[str, Any]:
+        return self.whole.record()
+
+    def parts(self) -> Sequence[Path]:
+        return self.whole.parts()
+
+
+class HalfOfClasses(Part):
     """The first or the second half of another data set's classes, in their order, and their samples.
 
     Args:
@@ -158,51 +190,89 @@ class HalfOfClasses(Dataset):
     """
 
     def __init__(self, whole: Dataset, half: str) -> None:
-        super().__init__(whole.config)
-        self._whole = whole
+        super().__init__(whole)
         names = whole.classes.names
         middle = -(-len(names) // 2)
         self._first, last = (0, middle) if half == "base" else (middle, len(names))
         self.classes = ClassSet(names[self._first : last], whole.classes.templates)
 
     def split(self, name: str) -> Split:
-        return _Classes(self._whole.split(name), self._first, self._first + len(self.classes))
+        whole, last = self.whole.split(name), self._first + len(self.classes)
+        chosen = ((whole.labels >= self._first) & (whole.labels < last)).nonzero().squeeze(1)
+        return Subset(whole, chosen, whole.labels[chosen] - self._first)
 
-    def record(self) -> dict[str, Any]:
-        return self._whole.record()
 
-
-class Sealed(Dataset):
-    """Another data set without its test split.
-
-    Args:
-        whole: the other one.
-    """
-
-    def __init__(self, whole: Dataset) -> None:
-        super().__init__(whole.config)
-        self._whole, self.classes = whole, whole.classes
+class Sealed(Part):
+    """Another data set without its test split."""
 
     def split(self, name: str) -> Split:
         if name == "test":
             raise DataError(
                 "the test split is sealed in this run (data.sealed)", "measure on val, and `advdistill evaluate` later"
             )
-        return self._whole.split(name)
-
-    def record(self) -> dict[str, Any]:
-        return self._whole.record()
+        return super().split(name)
 
 
-class _Classes(Split):
-    """The samples of a split with labels in [first, last), which become [0, last - first)."""
+class Readable(Part):
+    """Another data set without the images that cannot be read; each split is looked at once, in whole, when it is first
+    asked for, and says which are `skipped`.
 
-    def __init__(self, whole: Split, first: int, last: int) -> None:
+    Raises:
+        DataError: of a split, or of one of its classes, no image is left.
+    """
+
+    def __init__(self, whole: Dataset) -> None:
+        super().__init__(whole)
+        self._known: dict[str, Split] = {}
+
+    def split(self, name: str) -> Split:
+        if name not in self._known:
+            self._known[name] = self._readable(name)
+        return self._known[name]
+
+    def _readable(self, name: str) -> Split:
+        whole = super().split(name)
+        errors = unreadable(whole)
+        if not errors:
+            return whole
+        kept = torch.tensor([index for index in range(len(whole)) if index not in errors], dtype=torch.long)
+        split = Subset(whole, kept)
+        if lost := set(whole.labels.tolist()) - set(split.labels.tolist()):
+            raise DataError(
+                f"no image of class {self.classes.names[min(lost)]!r} in the {name} split can be read",
+                "`advdistill data verify` lists them all",
+            )
+        split.skipped = [whole.ids[index] for index in sorted(errors)]
+        some = ", ".join(split.skipped[:3]) + (", …" if len(split.skipped) > 3 else "")
+        warnings.warn(
+            f"{len(split.skipped)} of {len(whole)} images of the {name} split cannot be read and are skipped: {some}",
+            RunWarning,
+            stacklevel=2,
+        )
+        return split
+
+
+class Subset(Split):
+    """Some samples of another split.
+
+    Args:
+        whole: the other one.
+        places: (n,) long, where in it they stand.
+        labels: (n,) long, if they have others here.
+    """
+
+    def __init__(self, whole: Split, places: Tensor, labels: Tensor | None = None) -> None:
         self._whole, self.augments, self.decodes = whole, whole.augments, whole.decodes
-        self._places = ((whole.labels >= first) & (whole.labels < last)).nonzero().squeeze(1).tolist()
-        self.labels = whole.labels[self._places] - first
+        self._places = places.tolist()
+        self.labels = whole.labels[places] if labels is None else labels
         self.ids = [whole.ids[place] for place in self._places]
-        self.sources = None if whole.sources is None else whole.sources[self._places]
+        self.sources = None if whole.sources is None else whole.sources[places]
+        self.skipped = whole.skipped
+
+    @property
+    def sizes(self) -> list[int] | None:  # type: ignore[override]
+        sizes = self._whole.sizes
+        return None if sizes is None else [sizes[place] for place in self._places]
 
     def load(self, index: int) -> Tensor:
         return self._whole.load(self._places[index])
@@ -325,6 +395,20 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
             return error
 
 
+class _Looked(torch.utils.data.Dataset[Any]):
+    """Why each sample cannot be read; None where it can."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __getitem__(self, index: int) -> DataError | None:
+        try:
+            self._split.load(index)
+        except DataError as error:
+            return error
+        return None
+
+
 def _collate(handed: list[Tensor | UserError]) -> Tensor | UserError:
     images: list[Tensor] = []
     for image in handed:
@@ -409,6 +493,28 @@ def _or_error(step: Callable[[], T]) -> T | Exception:
         "a process that decodes images was killed",
         "often for want of memory: set train.workers to a smaller number, or to 0",
     )
+
+
+def unreadable(split: Split, progress: Callable[[int], None] = lambda done: None) -> dict[int, DataError]:
+    """What of `split` cannot be read: index -> why. Looks at every image, with as many processes as `workers_for` says.
+
+    Args:
+        progress: is told how many have been looked at.
+    """
+    found: dict[int, DataError] = {}
+    portions = [range(start, min(start + 32, len(split))) for start in range(0, len(split), 32)]
+    loader = DataLoader(
+        _Looked(split),
+        batch_sampler=portions,  # type: ignore[arg-type]
+        collate_fn=list,
+        num_workers=workers_for(split, "auto", len(split)),
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),
+    )
+    for portion, errors in zip(portions, loader, strict=True):
+        found.update({index: error for index, error in zip(portion, errors, strict=True) if error is not None})
+        progress(portion.stop)
+    return found
 
 
 def read(split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from advdistill.engine import build, checkpoint, distributed, launch, memory, optim, recall, resume, timing
+from advdistill.engine import build, checkpoint, distributed, launch, manifest, memory, optim, recall, resume, timing
 from advdistill.engine.attack import NotFinite
 from advdistill.engine.data import Batch, epoch_order, seeded, steps_per_epoch
 from advdistill.engine.distributed import ALONE, World
@@ -150,6 +150,7 @@ class Run:
         """All of it; see the head of this module."""
         started = time.monotonic()
         self.folder.begin()
+        self._note_files()
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
@@ -182,6 +183,25 @@ class Run:
         rows = self._conclude(before)
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
+
+    def _note_files(self) -> None:
+        """Write down which files the run uses; one that goes on must find the same.
+
+        Raises:
+            RunError: the data have changed since the run began.
+        """
+        if not self.folder.ours:
+            return
+        now = manifest.manifest(self.parts.dataset, self.recipe.tree["data"], self.parts.splits)
+        path = self.folder.path / manifest.FILE
+        if self.folder.resuming and path.exists():
+            if what := manifest.changed(manifest.read(path), now):
+                raise RunError(
+                    f"the data are not those that this run began with: {what}",
+                    f"restore them ({path} lists them), or begin anew with another save.dir=…",
+                )
+            return
+        manifest.write(self.folder.path, now)
 
     @property
     def clock(self) -> Clock:

@@ -23,6 +23,7 @@ _OURS = (
     "results.json",
     "recipe.yaml",
     "metrics.jsonl",
+    "manifest.json",
 )
 
 

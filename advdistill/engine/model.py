@@ -33,6 +33,7 @@ class VisionLanguageModel(nn.Module, ABC):
         exposes: what `exposed` can do for an attacker.
         image_size: the side in pixels that the tower works at; inputs of other sizes are resized inside.
         templates: its own templates, which replace the data set's; empty: it takes those.
+        own_words: prompts of its own stand in the place of a template's words: it cannot be asked in other sentences.
         stored_results: its row of measured numbers, where its file brought one (`Results.to_json`).
     """
 
@@ -42,6 +43,7 @@ class VisionLanguageModel(nn.Module, ABC):
     exposes: ClassVar[frozenset[str]] = frozenset()
     image_size: int
     templates: tuple[str, ...] = ()
+    own_words: bool = False
     stored_results: Mapping[str, Any] | None = None
 
     @classmethod

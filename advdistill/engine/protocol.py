@@ -121,12 +121,15 @@ class Protocol:
                 "drawn": "all" if samples == len(split) else "stratified by class",
             },
             "classes": participant.classes.digest,
+            "class count": len(participant.classes),
             "templates": list(participant.classes.templates),
             "resolution": list(side),
             "metric": f"top-1 of a fresh forward, {PORTION} images at a time; ties and NaN are errors",
             "seed": seed,
             "precision": "fp32",
         }
+        if split.skipped:
+            said["split"]["unreadable"] = len(split.skipped)
         if batch_size:
             said["batch size"] = batch_size
         if self.code:
@@ -142,6 +145,7 @@ class Protocol:
 
 
 def key(statement: Mapping[str, Any]) -> str:
-    """A hash of a statement, 16 hex digits. The name is a label: two spellings of one protocol are one measurement."""
-    facts = json.dumps({k: v for k, v in statement.items() if k not in ("name", "key")}, sort_keys=True)
+    """A hash of a statement, 16 hex digits. The name is a label: two spellings of one protocol are one measurement; how
+    many classes there are the hash of the classes knows already."""
+    facts = json.dumps({k: v for k, v in statement.items() if k not in ("name", "key", "class count")}, sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from advdistill.data.presence import lacking_scopes
 from advdistill.engine import build
 from advdistill.engine.checkpoint import Classifier, Opened, open_checkpoint, open_teacher
 from advdistill.engine.data import Dataset, Split
 from advdistill.engine.evaluate import Bench, split_reader
 from advdistill.engine.judge import Judge
+from advdistill.engine.manifest import manifest
 from advdistill.engine.model import VisionLanguageModel
 from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.protocol import RANKS, Protocol
 from advdistill.engine.types import ClassSet, Threat
-from advdistill.errors import DataError, UsageError
+from advdistill.errors import DataError, MissingData, UsageError
 from advdistill.recipe.model import Threat as ThreatFields
 from advdistill.recipe.paths import resource
 from advdistill.recipe.resolve import resolve_blocks
@@ -27,7 +29,12 @@ from advdistill.recipe.resolve import resolve_blocks
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
     from advdistill.recipe.providers import Record
+    from advdistill.recipe.resolved import Block
     from advdistill.recipe.suite import Suite
+
+
+_WORDING = {"templates", "prompts"}
+"""Settings of a data set that say in which sentences its classes are asked for."""
 
 
 class Target:
@@ -77,10 +84,20 @@ class Target:
         base.templates = self.model.templates
         return base
 
+    def participant(self, classes: ClassSet, told: bool = False) -> Participant:
+        """The model on some classes; `told`: somebody has said that their templates count, not those that it was
+        trained with. Prompts of its own count in any case."""
+        if told and not self.model.own_words:
+            self.model.templates = classes.templates
+        elif self.opened:
+            self.model.templates = self.opened.classes.templates
+        return Participant(self.model, classes)
+
     def judge(self, classes: ClassSet) -> Judge:
         """Asks the model as it is exported: opened anew from its file, apart from the one that is attacked."""
         model = open_checkpoint(self.name, self._registry).model if self.opened else self.model
         exported = copy.deepcopy(model).to(self._device)
+        exported.templates = classes.templates
         return Judge(Classifier(Participant(exported, classes), Threat("linf", 0.0)))
 
     def company(self, participant: Participant) -> Company:
@@ -139,6 +156,7 @@ class Company:
         target = self._target
         if name == "base":
             base = target.undefended()
+            base.templates = self._known["self"].classes.templates
             return base, _digest(base.describe())
         if target.opened and name in target.roles():
             teacher = open_teacher(target.opened, name, self._registry)
@@ -158,18 +176,25 @@ class Subject:
     """A model with the data and the protocols that it is measured on.
 
     Attributes:
-        name: what to call it. splits: name -> Split. seed: of subsets and noise. notes: what to know about it.
-        target: where it comes from. scope: what to call its data; "" for the model's own.
+        name: what to call it. data, block: where the samples come from, and its settings. splits: name -> Split.
+        seed: of subsets and noise. notes: what to know about it. target: where it comes from. scope: what to call its
+            data; "" for the model's own.
     """
 
     name: str
     participant: Participant
+    data: Dataset
+    block: Block
     splits: Callable[[str], Split]
     protocols: list[Protocol]
     seed: int
     notes: tuple[str, ...]
     target: Target
     scope: str = ""
+
+    def manifest(self, split: str) -> dict[str, Any]:
+        """Which files it is measured on, see `advdistill.engine.manifest`."""
+        return manifest(self.data, self.block.tree(), self.splits, [split])
 
     def bench(self, **how: Any) -> Bench:
         """Where it is measured; the verdict is the exported model's. `how`: further fields of `Bench`."""
@@ -232,6 +257,7 @@ def subject(
     else:
         raise UsageError(f"{target.name} brings no protocols", "say which attack: --attack pgd steps=20")
     block = _folder(registry, data) or (_own_data(data_of, registry) if data_of else None)
+    block = block or _own_data(target, registry)
     dataset, notes = _data(target, registry, block, classes)
     provided = facts.get("plugins", [])
     blocks = resolve_blocks(tree, registry, provided=provided, overrides=[f"attack.{word}" for word in settings])
@@ -247,13 +273,13 @@ def subject(
     else:
         protocols = []
         for index, stored in enumerate(facts["recipe"]["evaluate"]["protocols"]):
-            block = blocks.get(("evaluate", "protocols", index, "attack"))
+            attacker = blocks.get(("evaluate", "protocols", index, "attack"))
             at = {"split": stored["split"], "limit": stored["limit"], **where}
             ball = _threat(_parsed(stored["threat"]) or facts.get("threat"), norm, eps)
-            protocols.append(build.protocol(registry, stored["name"], block, ball, source, **at))
+            protocols.append(build.protocol(registry, stored["name"], attacker, ball, source, **at))
     seed = facts["recipe"]["seed"] if target.opened else 0
-    participant = Participant(target.model, dataset.classes)
-    return Subject(target.name, participant, split_reader(dataset), protocols, seed, notes, target)
+    participant, splits = target.participant(dataset.classes), split_reader(dataset)
+    return Subject(target.name, participant, dataset, block, splits, protocols, seed, notes, target)
 
 
 def subjects(
@@ -275,19 +301,32 @@ def subjects(
         data_of: whose data and threat are meant where nobody says; None: the model's own.
         classes: as for `subject`; "": as the scope says.
 
+    Scopes whose data are not there are left out: `advdistill.data.presence.lacking_scopes` says which.
+
     Raises:
+        MissingData: there are no others.
         UsageError, DataError, PluginError, RecipeError: as `subject`.
     """
     from advdistill.recipe.suite import Scope
 
     settings = suite.model
-    listed = settings.protocols.items()
-    for name, scope in (settings.scopes or {"": Scope()}).items():
-        block = _folder(registry, data) or suite.data.get(name) or (_own_data(data_of, registry) if data_of else None)
+    listed, scopes = settings.protocols.items(), settings.scopes or {"": Scope()}
+    lacks = {} if data else lacking_scopes(suite, registry)
+    if len(lacks) == len(scopes):
+        raise MissingData(
+            f"none of the data of {suite.name} are there: {'; '.join(lacks.values())}",
+            "`advdistill data list` says how to come by them",
+        )
+    for name, scope in scopes.items():
+        if name in lacks:
+            continue
+        block = _folder(registry, data) or suite.data.get(name) or _own_data(data_of or target, registry)
         dataset, notes = _data(target, registry, block, classes or scope.classes)
         where: dict[str, Any] = {"split": settings.split, "limit": settings.limit if limit is None else limit}
         protocols: list[Protocol] = []
         for heading, wanted in listed:
+            if scope.columns and heading not in scope.columns:
+                continue
             fields = wanted.threat or settings.threat
             given = {"norm": fields.norm, "eps": fields.eps} if fields else (data_of or target).facts.get("threat")
             attack = suite.attacks.get(heading)
@@ -310,19 +349,20 @@ def subjects(
         if twice := [heading for heading in names if names.count(heading) > 1]:
             raise UsageError(f"two columns are called {twice[0]!r}", "rename one of them")
         ranked = sorted(protocols, key=lambda p: RANKS.index(p.attacker.knowledge if p.attack else "none"))
-        participant = Participant(target.model, dataset.classes)
-        yield Subject(target.name, participant, split_reader(dataset), ranked, settings.seed, notes, target, name)
+        told = bool(block.config.model_fields_set & _WORDING)
+        if told and target.model.own_words:
+            notes = (*notes, f"{target.name} has prompts of its own, which stand in the place of {name}'s templates")
+        participant, splits = target.participant(dataset.classes, told), split_reader(dataset)
+        yield Subject(target.name, participant, dataset, block, splits, ranked, settings.seed, notes, target, name)
 
 
-def _data(target: Target, registry: Registry, block: Any, classes: str) -> tuple[Dataset, tuple[str, ...]]:
+def _data(target: Target, registry: Registry, block: Block, classes: str) -> tuple[Dataset, tuple[str, ...]]:
     """The images and classes to measure on, and what to know about them.
 
     Raises:
-        UsageError: there are none, or they are other classes than the model's and nobody said so.
+        UsageError: they are other classes than the model's, and nobody said so.
     """
     records = target.facts.get("plugins", [])
-    if block is None:
-        block = _own_data(target, registry)
     dataset = build.dataset(registry, block, classes if classes in ("base", "new") else "")
     notes = [f"{name}.py has changed since {target.name} was written" for name in _changed(records, registry)]
     return dataset, (*notes, *other_classes(target, dataset.classes, classes))

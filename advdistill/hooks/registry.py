@@ -12,6 +12,7 @@ from typing import Any
 
 from advdistill.errors import PluginError, RecipeError, did_you_mean
 from advdistill.hooks.manager import Plugin, cause, installed, load_file
+from advdistill.hooks.origin import Origin
 from advdistill.hooks.specs import KINDS, CommandSpec, Spec
 
 # Names of the public API, looked up there on first use: listing plugins must not import torch.
@@ -110,10 +111,10 @@ class Registry:
         raise self._unknown(kind, owner, bare)
 
     def load(self, spec: Spec, what: str = "target") -> Any:
-        """The object behind `spec.target`, `spec.config` or `spec.check`, imported now and checked.
+        """The object behind `spec.target`, `spec.config`, `spec.check` or `spec.origin`, imported now and checked.
 
         Returns:
-            A class (target, config) or function (check); None where the spec names none.
+            A class (target, config), function (check) or `Origin`; None where the spec names none.
 
         Raises:
             PluginError: it cannot be imported or is not what it should be.
@@ -216,6 +217,10 @@ def _verify(loaded: Any, spec: Spec, what: str) -> None:
     if what == "check":
         if not callable(loaded):
             raise TypeError("it is not a function")
+        return
+    if what == "origin":
+        if not isinstance(loaded, Origin):
+            raise TypeError("it is not an advdistill.Origin")
         return
     base = getattr(importlib.import_module("advdistill"), "Config" if what == "config" else _BASES[spec.kind])
     if not (isinstance(loaded, type) and issubclass(loaded, base)):

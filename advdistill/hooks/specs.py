@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from advdistill.hooks.origin import Origin
+
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -46,9 +48,12 @@ class Spec:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{type(self).__name__} name {self.name!r} is not kebab-case, like 'my-{self.kind}'")
         for label in ("target", "config", "check"):
-            value = getattr(self, label)
-            if isinstance(value, str) and not re.fullmatch(r"[\w.]+:\w+", value):
-                raise ValueError(f"{self.name}: {label} {value!r} is not of the form 'package.module:Name'")
+            _check_reference(self.name, label, getattr(self, label))
+
+
+def _check_reference(name: str, label: str, value: object) -> None:
+    if isinstance(value, str) and not re.fullmatch(r"[\w.]+:\w+", value):
+        raise ValueError(f"{name}: {label} {value!r} is not of the form 'package.module:Name'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +145,18 @@ class DatasetSpec(Spec):
 
     Attributes:
         folder: marks the one that the command line builds for `--data DIR`; its config has the field `root`.
+        origin: of a published data set, where it comes from and how it lies on disk: an `Origin`, or
+            `"package.module:NAME"` of one, in a module that imports no torch. Its config has the field `root`, "" for
+            the usual place.
     """
 
     kind: ClassVar[str] = "dataset"
     folder: bool = False
+    origin: str | Origin | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_reference(self.name, "origin", self.origin)
 
 
 @dataclass(frozen=True, kw_only=True)

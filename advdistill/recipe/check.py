@@ -142,7 +142,10 @@ class Check:
         if isinstance(said, Learning):
             self.blocks[path] = TeacherBlock(*block, train=said.train, ema=said.ema)
         elif isinstance(said, Portion):
-            self.blocks[path] = DataBlock(*block, half=said.half, sealed=said.sealed)
+            if said.manifest and getattr(config, "shots", None):
+                clash = "says which samples are used, and shots would draw others"
+                self.fail((*path, "manifest"), clash, hint="Leave shots out.")
+            self.blocks[path] = DataBlock(*block, portion=said)
         else:
             self.blocks[path] = Block(*block, inner)
 
@@ -356,7 +359,7 @@ class Check:
             if name in names[:index]:
                 self.fail(("evaluate", "protocols", index, "name"), f"{name!r} stands twice")
         data = self.blocks.get(("data",))
-        if isinstance(data, DataBlock) and data.sealed:
+        if isinstance(data, DataBlock) and data.portion.sealed:
             open_ = [("protocols", i) for i, p in enumerate(evaluate.protocols) if p.split == "test"]
             for place in [*open_, *([("probe",)] if evaluate.probe.split == "test" else [])]:
                 message = "looks at the test split, which data.sealed keeps closed"

@@ -28,20 +28,23 @@ def shipped_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def recipe_files(registry: Registry, folder: str = "") -> list[tuple[Path, str]]:
+def recipe_files(registry: Registry, folder: str | Sequence[str] = "") -> list[tuple[Path, str]]:
     """Every recipe that can be named without a path, with the distribution that ships it, sorted by name.
 
     Args:
-        folder: which folder below those of recipes.
+        folder: which folder below those of recipes, or which ones.
     """
+    below = [folder] if isinstance(folder, str) else folder
     places = [(shipped_dir(), "advdistill")]
     places += [(place, plugin.dist or plugin.name) for place, plugin in registry.recipe_dirs()]
-    files = ((file, dist) for place, dist in places for file in (place / folder).glob("*.y*ml"))
+    files = ((file, dist) for place, dist in places for each in below for file in (place / each).glob("*.y*ml"))
     found = [(file, dist) for file, dist in files if file.suffix in _SUFFIXES]
     return sorted(found, key=lambda item: (item[0].stem, item[1]))
 
 
-def find_recipe(source: str | Path, registry: Registry, beside: Path | None = None, folder: str = "") -> Path:
+def find_recipe(
+    source: str | Path, registry: Registry, beside: Path | None = None, folder: str | Sequence[str] = ""
+) -> Path:
     """The file that `source` means.
 
     Args:
@@ -81,11 +84,12 @@ def find_recipe(source: str | Path, registry: Registry, beside: Path | None = No
         if folder
         else "`advdistill recipe list` shows the recipes that need no path."
     )
-    what = f"recipe {str(source)!r}" if not folder else f"file {str(source)!r} of {folder}"
+    where = folder if isinstance(folder, str) else " or ".join(folder)
+    what = f"recipe {str(source)!r}" if not folder else f"file {str(source)!r} of {where}"
     raise RecipeError(f"there is no {what}{did_you_mean(str(source if is_name else path), known)}", hint)
 
 
-def read_recipe(path: Path, registry: Registry, folder: str = "") -> Node:
+def read_recipe(path: Path, registry: Registry, folder: str | Sequence[str] = "") -> Node:
     """The recipe at `path`, merged over what it extends, which is looked up in `folder` as `find_recipe` does.
 
     Raises:

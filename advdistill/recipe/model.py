@@ -52,6 +52,12 @@ class Portion(Config):
     protocol trains on the one and measures on both (arXiv 2109.01134, 2203.05557)."""
     sealed: bool = False
     """The run cannot open the test split: nothing can be chosen by it. `advdistill evaluate` opens it afterwards."""
+    manifest: str = ""
+    """A manifest of an earlier run: the samples that it lists are used, and no others, whatever the data set's own
+    settings would draw; "": none."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What becomes of an image that cannot be read. `stop`: an error names it. `skip`: all images are looked at before
+    they are used; those that cannot be read take no part, after shots were drawn, and every result says how many."""
 
 
 class Threat(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def resource(path: str) -> Path:
     if match and (folder := _package_folder(match[1])):
         return folder / match[2]
     return Path(path).expanduser()
+
+
+def data_home() -> Path:
+    """The folder that published data sets lie in, each in its own: `ADVDISTILL_DATA`, or `data` in the current one."""
+    return Path(os.environ.get("ADVDISTILL_DATA") or "data").expanduser()
 
 
 def file_name(text: str) -> str:

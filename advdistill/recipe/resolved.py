@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from advdistill.hooks.specs import AttackSpec, Spec
 from advdistill.recipe.fields import Config
-from advdistill.recipe.model import Optim, Save, Threat, Train
+from advdistill.recipe.model import Optim, Portion, Save, Threat, Train
 from advdistill.recipe.nodes import KeyPath
 
 
@@ -60,14 +60,12 @@ class TeacherBlock(Block):
 
 @dataclass(frozen=True)
 class DataBlock(Block):
-    """A data set; fields as in `advdistill.recipe.model.Portion`."""
+    """A data set, and what of it takes part."""
 
-    half: str = "all"
-    sealed: bool = False
+    portion: Portion = field(default_factory=Portion)
 
     def tree(self) -> dict[str, Any]:
-        own = {"half": self.half, "sealed": self.sealed}
-        return {"use": self.use, **own, **self.config.model_dump(mode="json")}
+        return {"use": self.use, **self.portion.model_dump(mode="json"), **self.config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)

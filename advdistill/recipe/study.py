@@ -19,8 +19,8 @@ from advdistill.recipe.model import Natural, Positive
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Node, Problem, dotted
 from advdistill.recipe.suite import FOLDER as SUITES
 
-FOLDER = "studies"
-"""Where studies lie below every folder of recipes."""
+FOLDER = ("studies", "suites")
+"""Where studies lie below every folder of recipes: questions of ours, and the papers' tables."""
 
 Settings = dict[str, Any]
 """Dotted path in a recipe -> value."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from advdistill.errors import did_you_mean
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.check import Check, check_format
 from advdistill.recipe.fields import Config
@@ -42,6 +43,8 @@ class Scope(Config):
     classes: Literal["all", "base", "new", "data"] = "all"
     """Which classes there are to choose from: `base` is the first half of the data set's, `new` the second (CoOp's
     base-to-new protocol); `data`: the data set's own, other than those that the model was trained on."""
+    columns: list[str] = Field(default_factory=list)
+    """Headings of the protocols that are measured on it; none: all. (Some attacks need more than two classes.)"""
 
 
 class SuiteModel(Config):
@@ -103,6 +106,11 @@ def load_suite(source: str | Path, registry: Registry, overrides: Sequence[str] 
     model = check.validated(SuiteModel)
     check.names()
     check.settings()
+    for name, scope in model.scopes.items() if model else ():
+        for place, heading in enumerate(scope.columns):
+            if model and heading not in model.protocols:
+                message = f"there is no protocol {heading!r}{did_you_mean(heading, model.protocols)}"
+                check.fail(("scopes", name, "columns", place), message)
     check.raise_if_any()
     assert model is not None  # None only together with a problem
     attacks = {str(place[1]): block for place, block in check.blocks.items() if place[0] == "protocols"}

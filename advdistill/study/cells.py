@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from advdistill.data.presence import lacking, lacking_scopes
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.nodes import InvalidRecipe, KeyPath, Mark, Problem
 from advdistill.recipe.paths import resource
@@ -49,6 +50,8 @@ class Unit:
         folder: the run's. suite: file of what the run is measured with; "": with nothing more than its recipe says.
         measured: where the measurements go, below the folder; "": nowhere.
         trial: it tries a configuration: that its training diverges is what it finds out, and no failure.
+        lacks: what of its data is not there, so that it cannot be run; "": nothing.
+        absent: scopes of its suite whose data are not there, which is measured without them.
     """
 
     title: str
@@ -59,11 +62,21 @@ class Unit:
     measured: str = ""
     plugins: tuple[str, ...] = ()
     trial: bool = False
+    lacks: str = ""
+    absent: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is done."""
-        return bool(self.facts()) if self.measured else (Path(self.folder) / "results.json").is_file()
+        """Whether all of it is done that can be: what was left out for want of data is done once they are there."""
+        if not self.measured:
+            return (Path(self.folder) / "results.json").is_file()
+        facts = self.facts()
+        return bool(facts) and set(facts.get("left out", ())) <= set(self.absent)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to be done, and can be."""
+        return not self.finished and not self.lacks
 
     def facts(self) -> dict[str, Any]:
         """What `unit.json`, its last file, says of it; {} where that is not there, or is damaged: then it is measured
@@ -149,6 +162,8 @@ class Plan:
         self._registry = registry.with_files(plugins)
         self._files: dict[Path, str] = {}
         self._loaded: dict[tuple[str, tuple[str, ...]], Recipe] = {}
+        self._looked: dict[str, str] = {}
+        self._scopes: dict[str, Mapping[str, str]] = {}
         self.suite = self._suite(("protocol",), study.model.protocol, "test")
         self.rows = self._rows()
         self._refuse_twins()
@@ -257,7 +272,8 @@ class Plan:
         for source in self.study.model.needs:
             recipe = self._load(source, words)
             file = str(self.study.recipes[source])
-            found.append(Unit(recipe.name, file, words, recipe.save.dir, plugins=self.plugins))
+            lacks = self._lacks(recipe)
+            found.append(Unit(recipe.name, file, words, recipe.save.dir, plugins=self.plugins, lacks=lacks))
         return found
 
     def trials(self) -> list[tuple[Row, list[Unit]]]:
@@ -301,7 +317,31 @@ class Plan:
             str(suite.path),
             f"{suite.name}-{digest(suite.tree)[:8]}",
             self.plugins,
+            lacks=self._lacks(recipe),
+            absent=tuple(self._absent(suite)),
         )
+
+    def _lacks(self, recipe: Recipe) -> str:
+        key = json.dumps(recipe.data.tree(), sort_keys=True)
+        if key not in self._looked:
+            self._looked[key] = lacking(recipe.data, self._registry)
+        return self._looked[key]
+
+    def _absent(self, suite: Suite) -> Mapping[str, str]:
+        """Scope -> why it is left out."""
+        if suite.name not in self._scopes:
+            self._scopes[suite.name] = lacking_scopes(suite, self._registry)
+        return self._scopes[suite.name]
+
+    @cached_property
+    def lacks(self) -> dict[str, str]:
+        """Name of a row -> what of its data is not there, where something is not."""
+        return {row.name: why for row in self.rows if (why := self._lacks(row.recipe))}
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Scopes that finished cells are measured without, and why."""
+        return self._absent(self.suite)
 
     def _digest(self, recipe: Recipe, moved: Mapping[tuple[str, ...], Any]) -> str:
         tree = _run(recipe)

@@ -24,6 +24,10 @@ def notes(table: Table) -> Iterator[str]:
         yield f"Cannot be read: {title}: {' '.join(why.split())}"
     if missing := table.missing:
         yield f"Missing: {', '.join(missing)}."
+    for row, why in table.found.plan.lacks.items():
+        yield f"{row} cannot be run here: {why}."
+    for scope, why in table.found.plan.left_out.items():
+        yield f"{scope} was not measured where it is missing: {why}."
     if table.lines:
         yield _opened(table)
         yield from _where(table)

@@ -25,6 +25,8 @@ from advdistill.study.launchers import Launcher
 STAGES = ("needs", "trials", "cells")
 """What is done one after the other."""
 
+_HOW_TO_COME_BY = "`advdistill data list` says how to come by it"
+
 
 class Stopped(UserError):
     """A study was asked to stop; all that it has is saved."""
@@ -68,7 +70,7 @@ class Found:
     Attributes:
         cells: those that are finished. chosen: name of a row -> what its tuning came to.
         failed: title -> why. missing: what is not there for another reason: rows whose trials are not all finished,
-            cells that nobody has run.
+            cells that nobody has run. lacks: what of their data is missing -> rows that cannot be run for want of it.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class Found:
     chosen: dict[str, Chosen] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    lacks: dict[str, list[str]] = field(default_factory=dict)
 
 
 def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_changes: bool = False) -> Found:
@@ -91,6 +94,8 @@ def run(plan: Plan, launcher: Launcher, watcher: Watcher | None = None, accept_c
     found = Found(plan)
     try:
         for unit in plan.needs():  # one after the other: they may start from each other
+            if unit.lacks and not unit.finished:
+                raise RunError(f"{unit.title}, which the others start from: {unit.lacks}", _HOW_TO_COME_BY)
             if unit.finished and (other := _change(unit, Path(unit.folder))):
                 watcher.warned(f"{unit.folder} holds another run of {unit.title}, and is taken as it is: {other}")
             if why := _through("needs", [unit], launcher, watcher).get(unit.title):
@@ -126,8 +131,12 @@ def refuse_changes(plan: Plan) -> None:
 
 def _settle(found: Found, cells: Sequence[Cell]) -> None:
     found.cells = [cell for cell in cells if cell.unit.finished]
-    found.missing = [row.name for row in found.plan.rows if row.tuned and row.name not in found.chosen]
-    found.missing += [c.unit.title for c in cells if not c.unit.finished and c.unit.title not in found.failed]
+    lacks = found.plan.lacks
+    waiting = {row.name: row for row in found.plan.rows if row.tuned and row.name not in found.chosen}
+    waiting |= {c.unit.title: c.row for c in cells if not c.unit.finished and c.unit.title not in found.failed}
+    found.missing = [title for title, row in waiting.items() if row.name not in lacks]
+    for row in dict.fromkeys(row.name for row in waiting.values() if row.name in lacks):
+        found.lacks.setdefault(lacks[row], []).append(row)
 
 
 def trials(plan: Plan) -> list[Unit]:
@@ -173,11 +182,14 @@ def task(plan: Plan, name: str) -> Unit:
     if not number.isdecimal() or int(number) >= len(units):
         what = f"{stage}:0 to {stage}:{len(units) - 1}" if units else f"no {stage} in this study"
         raise UsageError(f"--task {name}: there is {what}")
+    unit = units[int(number)]
+    if unit.lacks and not unit.finished:
+        raise RunError(f"{unit.title}: {unit.lacks}", _HOW_TO_COME_BY)
     if stage == "cells" and (row := cells[int(number)].row).tuned:
         left = [unit for each, some in plan.trials() if each is row for unit in some if not unit.finished]
         if left:
             raise RunError(f"{row.name}: {len(left)} of its trials are not finished, such as {left[0].title}")
-    return units[int(number)]
+    return unit
 
 
 def _choose(row: Row, units: Sequence[Unit]) -> Chosen:
@@ -200,9 +212,9 @@ def score(unit: Unit) -> tuple[float, float] | None:
 def _through(stage: str, units: Sequence[Unit], launcher: Launcher, watcher: Watcher) -> dict[str, str]:
     """What is not finished of them, each run once. Returns title -> why, of those that failed."""
     unique = {unit.folder: unit for unit in units}
-    left = [unit for unit in unique.values() if not unit.finished]
+    left = [unit for unit in unique.values() if unit.waits]
     failed: dict[str, str] = {}
-    watcher.stage(stage, len(unique), len(unique) - len(left))
+    watcher.stage(stage, len(unique), sum(unit.finished for unit in unique.values()))
     with contextlib.closing(launcher.run(left)) as news:
         for unit, why in news if left else ():
             if why is None:

@@ -35,14 +35,14 @@ def write(plan: Plan, words: Sequence[str], options: str, jobs: int) -> list[Pat
     """
     folder = plan.folder / FOLDER
     call = shlex.join([sys.executable, "-m", "advdistill", *words])
-    needs = [str(number) for number, unit in enumerate(plan.needs()) if not unit.finished]
-    tries = [number for number, unit in enumerate(trials(plan)) if not unit.finished]
+    needs = [str(number) for number, unit in enumerate(plan.needs()) if unit.waits]
+    tries = [number for number, unit in enumerate(trials(plan)) if unit.waits]
     winners = {name: won.words for name, won in chosen(plan).items()}
     # What a cell is depends on who wins: one whose trials are not over cannot be finished.
     cells = [
         number
         for number, cell in enumerate(plan.cells(winners))
-        if (cell.row.tuned and cell.row.name not in winners) or not cell.unit.finished
+        if cell.unit.waits or (cell.row.tuned and cell.row.name not in winners and not cell.unit.lacks)
     ]
     bodies: dict[str, tuple[str, str]] = {}
     if needs:

@@ -122,6 +122,7 @@ def work(unit: Unit) -> None:
 
 def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
     """Measure it, unless its training diverged: then there is nothing to measure. Its note ends it."""
+    from advdistill.data.presence import lacking_scopes
     from advdistill.engine.checkpoint import write_json
     from advdistill.recipe.suite import load_suite
 
@@ -134,6 +135,8 @@ def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
         said["diverged"] = diverged
     else:
         said["accuracy"] = _accuracy(unit, suite, registry)
+        if lacks := lacking_scopes(suite, registry):
+            said["left out"] = dict(lacks)
     said |= {"trained here for": round(trained, 1), "measured here for": round(time.monotonic() - began, 1)}
     # Its last file: with it the unit is finished.
     write_json(folder / "unit.json", said)

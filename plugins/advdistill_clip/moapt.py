@@ -36,7 +36,7 @@ class ClipMoapt(Encoded):
     def __init__(self, base: Base, config: configs.Moapt) -> None:
         super().__init__()
         self.base, self.config = base, config
-        self.templates = tuple(config.templates)
+        self.templates, self.own_words = tuple(config.templates), True
         source = config.model_dump(include=set(configs.Base.model_fields))
         text = {"tokens": config.tokens, "depth": config.depth, "init": ""}
         prompts = configs.Prompts(**source, text=text, visual={"tokens": 0}, std=config.std)

@@ -36,6 +36,7 @@ class ClipPrompts(Clip):
     def __init__(self, base: Base, config: configs.Prompts, generator: torch.Generator | None = None) -> None:
         super().__init__(base, config)
         text, visual, coupling = config.text, config.visual, config.coupling
+        self.own_words = text.tokens > 0
         generator = generator or torch.Generator().manual_seed(config.init_seed)
         self.text: nn.Parameter | None = None
         self.vision: nn.Parameter | None = None

@@ -26,7 +26,7 @@ class Defence(VisionLanguageModel):
     def __init__(self, inner: Factored, config: Any) -> None:
         super().__init__()
         self.inner, self.config = inner.eval().requires_grad_(False), config
-        self.image_size, self.templates = inner.image_size, inner.templates
+        self.image_size, self.templates, self.own_words = inner.image_size, inner.templates, inner.own_words
         self._exposed = ""
 
     @classmethod

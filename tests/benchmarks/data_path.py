@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from advdistill_data.configs import Folder as FolderConfig
-from advdistill_data.files import decode
 from advdistill_data.folder import Folder
 from PIL import Image
 from torch import Tensor
@@ -132,7 +131,7 @@ class _Usual(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         split = self._split
-        return self._look(decode(split.root / split.ids[index])), int(split.labels[index])  # type: ignore[attr-defined]
+        return self._look(split.source.picture(split.ids[index])), int(split.labels[index])  # type: ignore[attr-defined]
 
 
 def _made_up(root: Path, count: int) -> Path:

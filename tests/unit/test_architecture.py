@@ -25,10 +25,11 @@ ALLOWED = {
     "errors": set(),
     "hooks": {"hooks", "errors"},
     "recipe": {"recipe", "hooks", "errors"},
-    "engine": {"engine", "recipe", "hooks", "errors"},
+    "data": {"data", "recipe", "hooks", "errors"},
+    "engine": {"engine", "data", "recipe", "hooks", "errors"},
     "testing": {"testing", "engine", "recipe", "hooks", "errors"},
-    "study": {"study", "engine", "recipe", "hooks", "errors"},
-    "cli": {"cli", "study", "testing", "engine", "recipe", "hooks", "errors"},
+    "study": {"study", "engine", "data", "recipe", "hooks", "errors"},
+    "cli": {"cli", "study", "testing", "engine", "data", "recipe", "hooks", "errors"},
 }
 HEAVY = ("torch", "torchvision", "open_clip", "torchattacks", "numpy", "sklearn", "matplotlib", "safetensors.torch")
 

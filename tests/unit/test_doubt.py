@@ -317,7 +317,8 @@ class Toy(Target):
 
 def subject(model: VisionLanguageModel, scope: str = "") -> Subject:
     data = ToyDataset(None)
-    return Subject("toy", Participant(model, data.classes), split_reader(data), [], 0, (), Toy(model), scope)
+    seen = Participant(model, data.classes)
+    return Subject("toy", seen, data, None, split_reader(data), [], 0, (), Toy(model), scope)
 
 
 def probed(

@@ -455,7 +455,8 @@ def base() -> Factored:
 def subject(model: VisionLanguageModel, name: str = "zoo") -> Subject:
     """A model on the demo's data, as a command would be pointed at it."""
     data = digits()
-    return Subject(name, Participant(model, data.classes), split_reader(data), [], 0, (), Caged(name, model))
+    seen = Participant(model, data.classes)
+    return Subject(name, seen, data, None, split_reader(data), [], 0, (), Caged(name, model))
 
 
 def table() -> str:

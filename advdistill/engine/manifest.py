@@ -1,0 +1,252 @@
+"""Manifests: which files a run used, as JSON that can be given to someone else.
+
+    {"advdistill manifest": 1, "data": {what the recipe says}, "classes": ["cat", "dog"],
+     "splits": {"train": {"samples": 2, "digest": "…", "content": "…", "files": [["cats/1.jpg", 0, 5123], …]}, …},
+     "parts": [["split_zhou_Caltech101.json", 861204, "sha256…"], …]}
+
+A file of a split is its name, its label, and its length in bytes (null: it has no file of its own). `digest` is of
+names and labels; `content` of the pixels of up to 256 samples as the recipe shows them to a model. `parts` are files
+that hold or list many samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advdistill.engine.checkpoint import write_json
+from advdistill.engine.data import Dataset, Part, Sealed, Split, Subset
+from advdistill.engine.noise import Noise
+from advdistill.errors import DataError, RunWarning
+from advdistill.recipe.paths import resource
+
+FILE = "manifest.json"
+_KIND, _FORMAT = "advdistill manifest", 1
+_SPLITS = ("train", "val", "test")
+_HASHED_WHOLE = 256 * 2**20
+"""Bytes. Longer parts are known by their length: a shard may hold more than a run reads."""
+
+
+def manifest(
+    dataset: Dataset, settings: Mapping[str, Any], splits: Callable[[str], Split], names: Iterable[str] = _SPLITS
+) -> dict[str, Any]:
+    """What stands in a manifest.
+
+    Args:
+        dataset: as it is used. settings: its block in the recipe.
+        splits: name -> Split, each built once. names: those that are used, where they exist; of a split that is sealed
+            the files are listed, but no pixels are looked at.
+
+    Raises:
+        DataError: a file is not there any more.
+    """
+    listed: dict[str, Any] = {}
+    for name in names:
+        sealed = isinstance(dataset, Sealed) and name == "test"
+        try:
+            split = dataset.whole.split(name) if isinstance(dataset, Sealed) and sealed else splits(name)
+        except DataError:  # not every data set has every split
+            continue
+        listed[name] = {
+            "samples": len(split),
+            "digest": split.digest,
+            "content": None if sealed else split.content,
+            "files": _files(split),
+        }
+    return {
+        _KIND: _FORMAT,
+        "data": dict(settings),
+        "classes": list(dataset.classes.names),
+        "splits": listed,
+        "parts": [_part(path) for path in dataset.parts()],
+    }
+
+
+def write(folder: Path, said: Mapping[str, Any], scope: str = "") -> None:
+    """Write `manifest.json`, or that of a scope, to a folder; the whole, or nothing."""
+    write_json(folder / (f"manifest-{scope}.json" if scope else FILE), said)
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is different between two manifests of one run, in words; "": nothing that changes its samples."""
+    for name, split in now["splits"].items():
+        was = before["splits"].get(name)
+        if was is None or was["digest"] != split["digest"]:
+            return f"the {name} split has other samples"
+        if was["content"] != split["content"] or was["files"] != split["files"]:
+            return f"images of the {name} split have changed"
+    return ""
+
+
+def _files(split: Split) -> list[list[Any]]:
+    sizes: Sequence[int | None] = split.sizes or [None] * len(split)
+    return [list(each) for each in zip(split.ids, split.labels.tolist(), sizes, strict=True)]
+
+
+def _part(path: Path) -> list[Any]:
+    try:
+        size = path.stat().st_size
+        if size > _HASHED_WHOLE:
+            return [path.name, size, None]
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "restore it") from error
+    return [path.name, size, found.hexdigest()]
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A manifest from its file.
+
+    Raises:
+        DataError: it is missing, damaged, or none.
+    """
+    file = resource(str(path))
+    hint = "a run's folder holds one as manifest.json"
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"there is no manifest {file}: {error.strerror}", hint) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"manifest {file} is damaged: {error}", hint) from error
+    if not isinstance(said, dict) or said.get(_KIND) != _FORMAT:
+        raise DataError(f"{file} is no manifest of format {_FORMAT}", hint)
+    if not _well_formed(said):
+        raise DataError(f"manifest {file} is damaged: classes or files are not what they should be", hint)
+    return said
+
+
+def _well_formed(said: Mapping[str, Any]) -> bool:
+    match said:
+        case {"classes": list(names), "splits": dict(splits)}:
+            pass
+        case _:
+            return False
+
+    def of_file(each: Any) -> bool:
+        match each:
+            case [str(), int(label), int() | None]:
+                return 0 <= label < len(names)
+        return False
+
+    return all(isinstance(name, str) for name in names) and all(
+        isinstance(split, dict) and isinstance(split.get("files"), list) and all(map(of_file, split["files"]))
+        for split in splits.values()
+    )
+
+
+class Listed(Part):
+    """The samples of another data set that a manifest lists, in its order, and no others.
+
+    Args:
+        whole: the data set, with all its samples.
+        path: the manifest.
+
+    Raises:
+        DataError: the manifest cannot be read, names classes that the data do not have, or files that are not there or
+            of another length.
+    """
+
+    def __init__(self, whole: Dataset, path: str) -> None:
+        super().__init__(whole)
+        self._path, self._said = path, read(path)
+        names = list(whole.classes.names)
+        unknown = [name for name in self._said["classes"] if name not in names]
+        if unknown:
+            raise DataError(
+                f"{path} lists the class {unknown[0]!r}, which the data do not have", "is it a manifest of these data?"
+            )
+        self._label = {label: names.index(name) for label, name in enumerate(self._said["classes"])}
+
+    @cached_property
+    def _pool(self) -> _Pool:
+        found = []
+        for name in _SPLITS:
+            with contextlib.suppress(DataError):
+                found.append(self.whole.split(name))
+        return _Pool(found)
+
+    def split(self, name: str) -> Split:
+        """See `Dataset.split`. Raises DataError where the manifest lists no such split."""
+        listed = self._said["splits"].get(name)
+        if listed is None:
+            self.whole.split(name)  # there may be none of that name at all
+            raise DataError(f"{self._path} lists no {name} split", "take a manifest of a run that has used one")
+        places = []
+        for file, label, size in listed["files"]:
+            place = self._pool.places.get(file)
+            if place is None:
+                raise DataError(f"{self._path} lists {file}, which is not in the data", "complete the data")
+            there = self._pool.sizes[place] if self._pool.sizes else None
+            if size is not None and there is not None and size != there:
+                raise DataError(
+                    f"{file} is {there} bytes long, and {size} in {self._path}", "restore the file that was used"
+                )
+            if self._label[label] != self._pool.labels[place]:
+                theirs = self.classes.names[int(self._pool.labels[place])]
+                raise DataError(
+                    f"{self._path} calls {file} {self._said['classes'][label]!r}; the data say {theirs!r}",
+                    "is it a manifest of these data?",
+                )
+            places.append(place)
+        split = Subset(self._pool, torch.tensor(places, dtype=torch.long))
+        if listed.get("content") not in (None, split.content) and split.digest == listed["digest"]:
+            warnings.warn(
+                f"images of the {name} split are not those that {self._path} was written of: other files, or another "
+                "size or resize",
+                RunWarning,
+                stacklevel=2,
+            )
+        return split
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "manifest": hashlib.sha256(resource(self._path).read_bytes()).hexdigest()}
+
+    def parts(self) -> Sequence[Path]:
+        return [*super().parts(), resource(self._path)]
+
+
+class _Pool(Split):
+    """Several splits one after the other. A manifest's split may have been drawn from any of them."""
+
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self._splits = splits
+        self.ids = [name for split in splits for name in split.ids]
+        self.labels = torch.cat([split.labels for split in splits])
+        self.places = {name: place for place, name in enumerate(self.ids)}
+        self._owners = [(split, index) for split in splits for index in range(len(split))]
+        self.augments, self.decodes = any(s.augments for s in splits), any(s.decodes for s in splits)
+        self.sources = None
+        if all(split.sources is not None for split in splits):
+            self.sources = torch.cat([split.sources for split in splits if split.sources is not None])
+
+    @cached_property
+    def sizes(self) -> list[int] | None:  # type: ignore[override]
+        known = [split.sizes for split in self._splits]
+        return None if None in known else [size for sizes in known if sizes for size in sizes]
+
+    def load(self, index: int) -> Tensor:
+        split, place = self._owners[index]
+        return split.load(place)
+
+    def canvas(self, index: int) -> Tensor:
+        split, place = self._owners[index]
+        return split.canvas(place)
+
+    def augment(self, canvases: Tensor, noise: Noise) -> Tensor:
+        return self._splits[0].augment(canvases, noise)
+
+    @cached_property
+    def version(self) -> str:
+        return hashlib.sha256("/".join(split.version for split in self._splits).encode()).hexdigest()[:16]
