@@ -218,18 +218,21 @@ def _origin(registry: Registry, spec: Spec) -> Origin:
     """Raises UsageError where a data set is none that was published."""
     origin: Origin | None = registry.load(spec, "origin")
     if origin is None:
-        own = _required(registry, spec)
+        ready = _ready(registry, spec)
         raise UsageError(
-            f"{spec.name} is {'data of your own' if own else 'built in'}: it has no usual place and is not fetched",
-            f"a recipe says where it is: {spec.name} takes {', '.join(own)}" if own else "it can be used as it is",
+            f"{spec.name} is {'built in' if ready else 'data of your own'}: it has no usual place and is not fetched",
+            "it can be used as it is" if ready else f"`advdistill plugins show dataset:{spec.name}` says what it takes",
         )
     return origin
 
 
-def _required(registry: Registry, spec: Spec) -> list[str]:
-    """The settings without which a data set cannot be had."""
+def _ready(registry: Registry, spec: Spec) -> bool:
+    """Whether a data set can be had without being told anything."""
     config = registry.load(spec, "config")
-    return [name for name, setting in config.model_fields.items() if setting.is_required()] if config else []
+    try:
+        return config is None or bool(config())
+    except ValueError:  # pydantic's
+        return False
 
 
 def _facts(registry: Registry, entry: Entry) -> dict[str, Any]:
@@ -256,7 +259,7 @@ def _facts(registry: Registry, entry: Entry) -> dict[str, Any]:
     try:
         origin: Origin | None = registry.load(spec, "origin")
         if origin is None:
-            return facts | {"state": "your own" if _required(registry, spec) else "built in"}
+            return facts | {"state": "built in" if _ready(registry, spec) else "your own"}
         found = place(origin)
     except UserError as error:
         return facts | {"state": "broken", "error": error.message}
@@ -341,7 +344,9 @@ def _print(found: Verification) -> None:
     print_columns(("SPLIT", "IMAGES", "CLASSES", "SMALLEST CLASS", "LARGEST CLASS"), rows)
     for name, why in found.absent.items():
         typer.echo(f"no {name}: {why}")
-    for line in (*found.notes, *found.findings):
+    again = [str(each) for each in found.twins if not each.matters]
+    shown = [*again[:5], f"… and {len(again) - 5} more within a class of a split"] if len(again) > 6 else again
+    for line in (*found.notes, *shown, *found.findings):
         typer.echo(line)
 
 

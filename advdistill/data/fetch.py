@@ -142,7 +142,7 @@ def _is_there(remote: Remote, origin: Origin, found: Place) -> bool:
     state = unfinished(found.folder)
     if state:
         return remote.file in state["done"]
-    into = _into(remote)
+    into = remote.into
     target = PurePosixPath(into, remote.file)
     own = [target]
     if remote.unpack:
@@ -252,7 +252,7 @@ class _Job:
                 if not by_hand:  # the next time it may be another one
                     _drop(arrived)
                 raise
-            facts["holds"] = _settle(self._top(remote, unpacked), self.folder / _into(remote))
+            facts["holds"] = _settle(self._top(remote, unpacked), self.folder / remote.into)
             shutil.rmtree(unpacked, ignore_errors=True)
         if not by_hand and (self.keep or not remote.unpack):
             with writing(given):
@@ -265,12 +265,10 @@ class _Job:
         return not (by_hand and not remote.unpack)
 
     def _top(self, remote: Remote, unpacked: Path) -> Path:
-        """What of an unpacked archive belongs into its place: all of it, or the data set's own folder in it."""
-        if remote.into != "..":
-            return unpacked
-        top = unpacked / self.origin.folder
+        """What of an unpacked archive belongs into its place."""
+        top = unpacked / remote.inside
         if not top.is_dir():
-            raise DataError(f"{remote.file} holds no folder {self.origin.folder}", "it is not the one that was meant")
+            raise DataError(f"{remote.file} holds no folder {remote.inside}", "it is not the one that was meant")
         return top
 
     def finish(self) -> None:
@@ -290,7 +288,7 @@ class _Job:
 
     def _given_at(self, remote: Remote) -> Path:
         """Where a file is taken from if somebody has put it there, and where it stays."""
-        return self.folder / ("" if remote.unpack else _into(remote)) / remote.file
+        return self.folder / ("" if remote.unpack else remote.into) / remote.file
 
     def _given(self, remote: Remote, path: Path) -> dict[str, Any]:
         """Facts of a file that was put here by hand. Raises DataError where it is not the one that is published."""
@@ -426,12 +424,6 @@ class _Job:
         checked = [kind for kind in ("sha256", "md5", "size") if getattr(remote, kind)]
         told = f"{' and '.join(checked)} as published" if remote.sha256 or remote.md5 else "no digest is published"
         return {"size": size, "sha256": found.hexdigest(), "checked": told}, wrong
-
-
-def _into(remote: Remote) -> str:
-    """The folder below the data set's own that its files go into. `..`: the archive holds the data set's own folder,
-    which may be called otherwise here."""
-    return "" if remote.into == ".." else remote.into
 
 
 def _received(folder: Path) -> dict[str, dict[str, Any]]:

@@ -383,11 +383,11 @@ def workers_for(split: Split, asked: int | str, images: int | None = None) -> in
     return max(min(cores() // place().here - 1, MOST_WORKERS), 0)
 
 
-class _Reader(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, look: Callable[[int], Tensor]) -> None:
+class _Reader(torch.utils.data.Dataset[Any]):
+    def __init__(self, look: Callable[[int], Any]) -> None:
         self._look = look
 
-    def __getitem__(self, index: int) -> Tensor | UserError:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Any:
         try:
             return self._look(index)
         except UserError as error:
@@ -395,28 +395,12 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
             return error
 
 
-class _Looked(torch.utils.data.Dataset[Any]):
-    """Why each sample cannot be read; None where it can."""
-
-    def __init__(self, split: Split) -> None:
-        self._split = split
-
-    def __getitem__(self, index: int) -> DataError | None:
-        try:
-            self._split.load(index)
-        except DataError as error:
-            return error
-        return None
-
-
-def _collate(handed: list[Tensor | UserError]) -> Tensor | UserError:
-    images: list[Tensor] = []
-    for image in handed:
-        if isinstance(image, UserError):
-            return image
-        images.append(image)
+def _collate(gather: Callable[[list[Any]], T], handed: list[Any]) -> T | UserError:
+    for each in handed:
+        if isinstance(each, UserError):
+            return each
     try:
-        return stacked(images)
+        return gather(handed)
     except UserError as error:
         return error
 
@@ -432,13 +416,16 @@ class Loader:
     Args:
         look: index -> image, as splits give them.
         workers: processes that decode, some batches ahead; 0: this one, when the batch is asked for.
+        gather: what becomes of a batch's; where `look` says something else of an image, this is something else, too.
     """
 
-    def __init__(self, look: Callable[[int], Tensor], workers: int = 0) -> None:
-        self.workers, self._look, self._plan = workers, look, list[Sequence[int]]()
-        self._loader: DataLoader[Tensor] | None = None
+    def __init__(
+        self, look: Callable[[int], Any], workers: int = 0, gather: Callable[[list[Any]], Any] = stacked
+    ) -> None:
+        self.workers, self._look, self._gather, self._plan = workers, look, gather, list[Sequence[int]]()
+        self._loader: DataLoader[Any] | None = None
 
-    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Any]:
         """(n, 3, H, W) uint8, or float32 in [0, 1], of each batch, on the CPU; a new call ends the one before.
 
         Raises:
@@ -446,13 +433,13 @@ class Loader:
             RunError: a process that decodes has died.
         """
         if not self.workers:
-            return (stacked([self._look(index) for index in batch]) for batch in batches)
+            return (self._gather([self._look(index) for index in batch]) for batch in batches)
         self._plan[:] = batches
         if self._loader is None:
             self._loader = DataLoader(
                 _Reader(self._look),
                 batch_sampler=self._plan,  # type: ignore[arg-type]
-                collate_fn=_collate,
+                collate_fn=partial(_collate, self._gather),
                 num_workers=self.workers,
                 persistent_workers=True,
                 worker_init_fn=_ignore_interrupt,
@@ -465,7 +452,7 @@ class Loader:
             signal.signal(signal.SIGCHLD, before)
         return self._handed_over(ahead)
 
-    def _handed_over(self, ahead: Iterator[Tensor | UserError] | Exception) -> Iterator[Tensor]:
+    def _handed_over(self, ahead: Iterator[Any] | Exception) -> Iterator[Any]:
         while True:
             images = ahead if isinstance(ahead, Exception) else _or_error(partial(next, ahead, None))
             if images is None:
@@ -495,26 +482,24 @@ def _or_error(step: Callable[[], T]) -> T | Exception:
     )
 
 
-def unreadable(split: Split, progress: Callable[[int], None] = lambda done: None) -> dict[int, DataError]:
-    """What of `split` cannot be read: index -> why. Looks at every image, with as many processes as `workers_for` says.
-
-    Args:
-        progress: is told how many have been looked at.
-    """
-    found: dict[int, DataError] = {}
+def looked_at(split: Split, look: Callable[[int], T], workers: int | str = "auto") -> Iterator[T]:
+    """What `look` says of every sample of `split`, by its index and in order, in processes as `workers_for` has it."""
     portions = [range(start, min(start + 32, len(split))) for start in range(0, len(split), 32)]
-    loader = DataLoader(
-        _Looked(split),
-        batch_sampler=portions,  # type: ignore[arg-type]
-        collate_fn=list,
-        num_workers=workers_for(split, "auto", len(split)),
-        worker_init_fn=_ignore_interrupt,
-        generator=torch.Generator(),
-    )
-    for portion, errors in zip(portions, loader, strict=True):
-        found.update({index: error for index, error in zip(portion, errors, strict=True) if error is not None})
-        progress(portion.stop)
-    return found
+    for said in Loader(look, workers_for(split, workers, len(split)), gather=list)(portions):
+        yield from said
+
+
+def unreadable(split: Split) -> dict[int, str]:
+    """What of `split` cannot be read: index -> why."""
+    return {index: why for index, why in enumerate(looked_at(split, partial(_unreadable, split))) if why}
+
+
+def _unreadable(split: Split, index: int) -> str:
+    try:
+        split.load(index)
+    except DataError as error:
+        return error.message
+    return ""
 
 
 def read(split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from advdistill.data.place import place
 from advdistill.engine import build
-from advdistill.engine.data import Dataset, Loader, Split, valid, workers_for
+from advdistill.engine.data import Dataset, Split, looked_at, valid
 from advdistill.errors import DataError, UserError
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.model import Portion
@@ -25,8 +21,6 @@ from advdistill.recipe.resolve import Block
 from advdistill.recipe.resolved import DataBlock
 
 SPLITS = ("train", "val", "test")
-_ROOM, _LONGEST = 4096, 340
-"""Bytes that what is said of an image takes, and characters of it: JSON spends at most 12 bytes on one."""
 _AT_ONCE = 32
 
 Show = Callable[[str, int, int], None]
@@ -57,6 +51,12 @@ class Twins:
     one: tuple[str, str, str]
     other: tuple[str, str, str]
 
+    @property
+    def matters(self) -> bool:
+        """Whether a model is tested on what it has learned, or told two things of one image."""
+        (split, _, label), (other_split, _, other_label) = self.one, self.other
+        return split != other_split or label != other_label
+
     def __str__(self) -> str:
         (split, name, label), (other_split, other_name, other_label) = self.one, self.other
         labels = f"; their labels differ: {label}, {other_label}" if label != other_label else ""
@@ -82,7 +82,8 @@ class Verification:
 
     Attributes:
         splits: name -> counts; those that there are not are in `absent`, with the reason.
-        twins: each image that is there again, beside its first appearance.
+        twins: each image that is there again, beside its first appearance. One that stands twice in one class of one
+            split is no finding: published sets have such.
         others: what else is wrong, in words.
         notes: what to know that is not wrong.
         record: what the data set says of how its samples were chosen.
@@ -99,7 +100,7 @@ class Verification:
     @property
     def findings(self) -> list[str]:
         """All that is wrong, a line each."""
-        return [*self.others, *map(str, self.unreadable), *map(str, self.twins)]
+        return [*self.others, *map(str, self.unreadable), *(str(each) for each in self.twins if each.matters)]
 
 
 def verify(
@@ -163,47 +164,43 @@ def _counts(split: Split, data: Dataset) -> Counts:
 class _Looked:
     """What was seen of a split: index -> hash of the pixels and size of an image, or why there is none."""
 
-    hashes: dict[int, str] = field(default_factory=dict)
+    hashes: dict[int, bytes] = field(default_factory=dict)
     sizes: dict[int, str] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
 
 def _look(split: Split, show: Callable[[int, int], None], workers: int | str) -> _Looked:
-    """Look at all images.
-
-    What is said of one is sent as a tensor of one length, as if it were the image: so the engine's loader, which would
-    stop at the first image that cannot be read, brings it from the processes that decode.
-    """
+    """Look at all images."""
     seen = _Looked()
-    batches = [range(start, min(start + _AT_ONCE, len(split))) for start in range(0, len(split), _AT_ONCE)]
-    loader = Loader(partial(_said, split), workers_for(split, workers, len(split)))
-    for batch, rows in zip(batches, loader(batches), strict=True):
-        for index, row in zip(batch, rows, strict=True):
-            said = json.loads(row.numpy().tobytes())
-            if "error" in said:
-                seen.errors[index] = said["error"]
-            else:
-                seen.hashes[index], seen.sizes[index] = said["hash"], sys.intern(said["size"])
-        show(batch.stop, len(split))
+    for index, (pixels, size, error) in enumerate(looked_at(split, partial(_said, split), workers)):
+        if error:
+            seen.errors[index] = error
+        else:
+            seen.hashes[index], seen.sizes[index] = pixels, sys.intern(size)
+        if index % _AT_ONCE == _AT_ONCE - 1 or index == len(split) - 1:
+            show(index + 1, len(split))
     return seen
 
 
-def _said(split: Split, index: int) -> Tensor:
+def _said(split: Split, index: int) -> tuple[bytes, str, str]:
+    """Hash of an image's pixels, its size, and why it cannot be read."""
     try:
         image = valid(split.load(index))
-        pixels = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
-        facts = {"hash": pixels, "size": " × ".join(map(str, image.shape[-2:]))}
     except UserError as error:
-        facts = {"error": error.message}
+        return b"", "", _shortened(error.message)
     except Exception as error:  # a reader that stumbles over one file shall not hide what is wrong with the others
-        facts = {"error": f"{type(error).__name__}: {error}"}
-    facts = {key: " ".join(text.split())[:_LONGEST] for key, text in facts.items()}
-    return torch.frombuffer(bytearray(json.dumps(facts).encode().ljust(_ROOM)), dtype=torch.uint8)
+        return b"", "", _shortened(f"{type(error).__name__}: {error}")
+    pixels = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+    return pixels, " × ".join(map(str, image.shape[-2:])), ""
+
+
+def _shortened(reason: str) -> str:
+    return " ".join(reason.split())[:340]
 
 
 def _twins(splits: Mapping[str, Split], seen: Mapping[str, _Looked], data: Dataset) -> Iterator[Twins]:
     """Images with the same pixels and, where all of them have files, with files of the same length."""
-    lengths, first = _lengths(splits), dict[tuple[str, int], tuple[str, int]]()
+    lengths, first = _lengths(splits), dict[tuple[bytes, int], tuple[str, int]]()
 
     def sample(name: str, index: int) -> tuple[str, str, str]:
         split = splits[name]

@@ -10,12 +10,13 @@ class Remote:
     """A file that can be fetched.
 
     Attributes:
-        file: what it is called on disk.
-        urls: where it lies, in the order in which they are tried.
+        file: what it is called on disk; no two of a data set may share a name.
+        urls: where it lies, in the order in which they are tried; none: another archive has brought it.
         size: its length in bytes; 0: not known.
         sha256, md5: its digest in hexadecimal, as published; "": not published.
         into: folder below the data set's own that it is unpacked into, or that it goes into as it is.
         unpack: it is an archive.
+        inside: folder in the archive whose content is meant, such as one that holds all of it; "": the whole.
     """
 
     file: str
@@ -25,6 +26,7 @@ class Remote:
     md5: str = ""
     into: str = ""
     unpack: bool = True
+    inside: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Origin:
         folder: its own folder below `ADVDISTILL_DATA`.
         needs: paths below it without which it cannot be read; `a|b`: one of them is enough.
         wants: path below it -> what it is read without where that is missing.
-        images: how many there are in all. bytes: what they take on disk, about.
+        images: how many its splits hold by default, in all. bytes: what they take on disk, about.
         licence: under which terms, in a few words. page: where that is said.
         remotes: files that `advdistill data fetch` brings; empty: only by hand.
         steps: what a person must do by hand, a sentence each.

@@ -148,7 +148,7 @@ def test_a_name_that_there_is_not(cli: Cli, toys: Path, words: list[str]) -> Non
 @pytest.mark.parametrize("command", ["where", "fetch"])
 def test_what_was_not_published(cli: Cli, toys: Path, command: str) -> None:
     said = cli("data", command, "mine", *WITH)
-    assert said.code == 2 and "mine is data of your own" in said.err and "mine takes root" in said.err
+    assert said.code == 2 and "mine is data of your own" in said.err and "plugins show dataset:mine" in said.err
     said = cli("data", command, "digits")
     assert said.code == 2 and "digits is built in" in said.err
 

@@ -29,7 +29,11 @@ from advdistill.cli import main
 from advdistill.hooks.manager import Plugin
 from advdistill.hooks.registry import Registry
 
-GROUPS = {"recipe": ["list", "show", "validate", "diff", "copy", "schema"], "plugins": ["list", "show"]}
+GROUPS = {
+    "recipe": ["list", "show", "validate", "diff", "copy", "schema"],
+    "plugins": ["list", "show"],
+    "data": ["list", "where", "fetch", "verify", "preview"],
+}
 LEAVES = [[name] for name in main.OWN if name not in GROUPS] + [
     [g, leaf] for g, leaves in GROUPS.items() for leaf in leaves
 ]

@@ -23,7 +23,7 @@ import hashlib
 import http.server
 import io
 import json
-import os
+import random
 import shutil
 import signal
 import subprocess
@@ -57,7 +57,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-FILES = {"pictures/a/1.jpg": os.urandom(300_000), "pictures/b/2.jpg": b"2"}
+FILES = {"pictures/a/1.jpg": random.Random(0).randbytes(300_000), "pictures/b/2.jpg": b"2"}
 TAR = tar_of(FILES)
 SPLIT = b'{"train": []}'
 
@@ -217,7 +217,7 @@ def test_archives_are_kept_on_request_and_plain_files_lie_where_they_belong(serv
 def test_an_archive_that_holds_the_own_folder_and_another_archive(server: Server, tmp_path: Path) -> None:
     inner = tar_of(FILES)
     server.replies["/x.tar"] = [Reply(tar_of({"toys/inner.tar": inner, "toys/README": b"r", "beside": b"b"}))]
-    origin = published(remote(server, into=".."), Remote(file="inner.tar", urls=()))
+    origin = published(remote(server, inside="toys"), Remote(file="inner.tar", urls=()))
     done = fetch("toys", origin, str(tmp_path / "mine"))
     assert done.brought == ("x.tar", "inner.tar")
     assert brought(tmp_path / "mine") == {**FILES, "inner.tar": inner, "README": b"r"}

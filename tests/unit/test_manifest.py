@@ -197,7 +197,7 @@ class TestReadable:
         whole = data(root, val_share=0, test_share=0).split("train")
         found = unreadable(whole)
         assert [whole.ids[index] for index in found] == ["ant/03.png"]
-        assert "ant/03.png" in found[3].message
+        assert "ant/03.png" in found[3]
 
     def test_the_others_keep_their_order_and_labels(self, root):
         whole = data(root, val_share=0, test_share=0)

@@ -99,8 +99,8 @@ def test_twins(root: Path) -> None:
     assert look(root).findings == [
         "twice: train/cat/2.png (train) and train/dog/copy.png (train); their labels differ: cat, dog",
         "twice: train/cat/2.png (train) and test/cat/copy.png (test)",
-        "twice: test/dog/0.png (test) and test/dog/1.png (test)",
     ]
+    assert "twice: test/dog/0.png (test) and test/dog/1.png (test)" in map(str, look(root).twins)  # harmless, but said
 
 
 def test_twins_where_a_file_is_missing(root: Path) -> None:
