@@ -179,7 +179,7 @@ def _conclude(found: Found, json: bool) -> None:
         typer.echo(f"failed: {title}: {why}{log}", err=True)
     for title in found.missing:
         typer.echo(f"missing: {title}", err=True)
-    for line in _lacking(found.lacks, found.plan):
+    for line in _lacking(found.lacks, found.plan.left_out(found.cells)):
         typer.echo(line, err=True)
     lacks = sum(map(len, found.lacks.values()))
     if lacks and not (found.cells or found.failed or found.missing):
@@ -192,12 +192,12 @@ def _conclude(found: Found, json: bool) -> None:
         )
 
 
-def _lacking(lacks: Mapping[str, Sequence[str]], plan: Plan) -> Iterator[str]:
+def _lacking(lacks: Mapping[str, Sequence[str]], left_out: Mapping[str, str]) -> Iterator[str]:
     """What cannot be run or measured for want of data, a line for each data set."""
     for why, rows in lacks.items():
         more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
         yield f"cannot be run: {', '.join(rows[:2])}{more}: {why}"
-    for scope, why in plan.left_out.items():
+    for scope, why in left_out.items():
         yield f"not measured: {scope}: {why}"
 
 
@@ -261,17 +261,22 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
 
     tries, winners = trials(plan), chosen(plan)
     cells = known_cells(plan, winners)
-    count = len(plan.rows) * len(plan.study.model.seeds)
+    every = plan.cells({name: won.words for name, won in winners.items()})
+    waiting = {cell.row.name for cell in every if not cell.unit.finished}
+    left_out = plan.left_out(every)
     lacks: dict[str, list[str]] = {}
     for name, why in plan.lacks.items():
-        lacks.setdefault(why, []).append(name)
+        if name in waiting:
+            lacks.setdefault(why, []).append(name)
     stages = {
         "needs": (needs := plan.needs(), len(needs)),
         "trials": (tries, len(tries)),
-        "cells": ([cell.unit for cell in cells], count),
+        "cells": ([cell.unit for cell in cells], len(every)),
     }
     finished = {name: sum(unit.finished for unit in units) for name, (units, _) in stages.items()}
-    seconds = _seconds(stages, finished, jobs)
+    able = {"needs": needs, "trials": tries, "cells": [cell.unit for cell in every]}
+    left = {name: sum(unit.waits for unit in units) for name, units in able.items()}
+    seconds = _seconds({name: units for name, (units, _) in stages.items()}, left, jobs)
     if json:
         print_json(
             {
@@ -283,7 +288,7 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
                     for row in plan.rows
                 },
                 "lacks": lacks,
-                "left_out": dict(plan.left_out),
+                "left_out": left_out,
                 "seconds_left": seconds,
             }
         )  # fmt: skip
@@ -295,12 +300,8 @@ def _foretell(plan: Plan, jobs: int, json: bool) -> None:
     typer.echo("")
     print_columns(("ROW", "RECIPE", "TUNING"), rows)
     typer.echo("")
-    lines = list(_lacking(lacks, plan))
-    for line in lines:
-        typer.echo(line)
-    if lines:
-        typer.echo("`advdistill data list` says how to come by data that are missing")
-    typer.echo("")
+    if lines := list(_lacking(lacks, left_out)):
+        typer.echo("\n".join([*lines, "`advdistill data list` says how to come by data that are missing", ""]))
     if seconds is None:
         typer.echo("time left: not known before a run is finished")
     else:
@@ -315,14 +316,13 @@ def _tuning(row: Row, winners: Mapping[str, Chosen]) -> str:
     return f"{len(row.configurations)} configurations, {chosen}"
 
 
-def _seconds(stages: Mapping[str, tuple[Sequence[Unit], int]], finished: Mapping[str, int], jobs: int) -> float | None:
-    """What is left may take: as long a run of a stage as its finished ones have taken, or those of the other stages
-    where it has none; None where nobody knows."""
+def _seconds(stages: Mapping[str, Sequence[Unit]], left: Mapping[str, int], jobs: int) -> float | None:
+    """What is left, and can be run, may take: as long a run of a stage as its finished ones have taken, or those of the
+    other stages where it has none; None where nobody knows."""
     from advdistill.study.launchers import at_once
 
-    taken = {name: [t for unit in units if (t := _taken(unit))] for name, (units, _) in stages.items()}
+    taken = {name: [t for unit in units if (t := _taken(unit))] for name, units in stages.items()}
     every = [t for times in taken.values() for t in times]
-    left = {name: size - finished[name] for name, (_, size) in stages.items()}
     if not any(left.values()):
         return 0.0
     if not every:

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from advdistill.recipe.suite import Suite
 
 
-_WORDING = {"templates", "prompts"}
-"""Settings of a data set that say in which sentences its classes are asked for."""
-
-
 class Target:
     """What `--model` names, opened once.
 
@@ -63,8 +59,13 @@ class Target:
 
     @cached_property
     def model(self) -> VisionLanguageModel:
-        """On its device."""
+        """On its device; asked in its own templates."""
         return (self.opened.model if self.opened else undefended(self.name, self._registry)).to(self._device)
+
+    @cached_property
+    def _templates(self) -> tuple[str, ...]:
+        """The model's own: those that it was trained with, or that its settings bring; empty: it takes its data's."""
+        return self.opened.classes.templates if self.opened else self.model.templates
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -86,12 +87,13 @@ class Target:
 
     def participant(self, classes: ClassSet, told: bool = False) -> Participant:
         """The model on some classes; `told`: somebody has said that their templates count, not those that it was
-        trained with. Prompts of its own count in any case."""
-        if told and not self.model.own_words:
-            self.model.templates = classes.templates
-        elif self.opened:
-            self.model.templates = self.opened.classes.templates
-        return Participant(self.model, classes)
+        trained with. Prompts of its own count in any case. The model itself is left with its own templates."""
+        own = self._templates
+        self.model.templates = classes.templates if told and not self.model.own_words else own
+        try:
+            return Participant(self.model, classes)
+        finally:
+            self.model.templates = own
 
     def judge(self, classes: ClassSet) -> Judge:
         """Asks the model as it is exported: opened anew from its file, apart from the one that is attacked."""
@@ -307,7 +309,7 @@ def subjects(
         MissingData: there are no others.
         UsageError, DataError, PluginError, RecipeError: as `subject`.
     """
-    from advdistill.recipe.suite import Scope
+    from advdistill.recipe.suite import WORDING, Scope
 
     settings = suite.model
     listed, scopes = settings.protocols.items(), settings.scopes or {"": Scope()}
@@ -320,7 +322,8 @@ def subjects(
     for name, scope in scopes.items():
         if name in lacks:
             continue
-        block = _folder(registry, data) or suite.data.get(name) or _own_data(data_of or target, registry)
+        other = None if data else suite.data.get(name)
+        block = other or _folder(registry, data) or _own_data(data_of or target, registry)
         dataset, notes = _data(target, registry, block, classes or scope.classes)
         where: dict[str, Any] = {"split": settings.split, "limit": settings.limit if limit is None else limit}
         protocols: list[Protocol] = []
@@ -349,7 +352,8 @@ def subjects(
         if twice := [heading for heading in names if names.count(heading) > 1]:
             raise UsageError(f"two columns are called {twice[0]!r}", "rename one of them")
         ranked = sorted(protocols, key=lambda p: RANKS.index(p.attacker.knowledge if p.attack else "none"))
-        told = bool(block.config.model_fields_set & _WORDING)
+        # A checkpoint's own data say all, and what they say is what it was trained with, if it had none of its own.
+        told = other is not None and not other.config.model_fields_set.isdisjoint(WORDING)
         if told and target.model.own_words:
             notes = (*notes, f"{target.name} has prompts of its own, which stand in the place of {name}'s templates")
         participant, splits = target.participant(dataset.classes, told), split_reader(dataset)

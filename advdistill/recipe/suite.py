@@ -20,6 +20,9 @@ from advdistill.recipe.resolved import Block as ResolvedBlock
 FOLDER = "protocols"
 """Where suites lie below every folder of recipes."""
 
+WORDING = ("templates", "prompts")
+"""Settings of a data set that say in which sentences its classes are asked for."""
+
 
 class SuiteProtocol(Config):
     """One column, or several that differ in the radius."""
@@ -77,7 +80,8 @@ class Suite:
 
     Attributes:
         path: its file, without what overrides changed. attacks: heading -> the attack's block.
-        data: scope -> the dataset's block. tree: the whole as plain data.
+        data: scope -> the dataset's block. tree: the whole as plain data; how the classes of a scope's data are asked
+            for only where the file says so, since it is then that it counts.
     """
 
     name: str
@@ -119,5 +123,6 @@ def load_suite(source: str | Path, registry: Registry, overrides: Sequence[str] 
     for name, block in attacks.items():
         tree["protocols"][name]["attack"] = block.tree()
     for name, block in data.items():
-        tree["scopes"][name]["data"] = block.tree()
+        unsaid = set(WORDING) - block.config.model_fields_set
+        tree["scopes"][name]["data"] = {key: value for key, value in block.tree().items() if key not in unsaid}
     return Suite(model.name, path, model, attacks, data, tree)

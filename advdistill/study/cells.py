@@ -50,7 +50,7 @@ class Unit:
         folder: the run's. suite: file of what the run is measured with; "": with nothing more than its recipe says.
         measured: where the measurements go, below the folder; "": nowhere.
         trial: it tries a configuration: that its training diverges is what it finds out, and no failure.
-        lacks: what of its data is not there, so that it cannot be run; "": nothing.
+        lacks: what of its data, or of all scopes of its suite, is not there, so that it cannot be run; "": nothing.
         absent: scopes of its suite whose data are not there, which is measured without them.
     """
 
@@ -71,7 +71,7 @@ class Unit:
         if not self.measured:
             return (Path(self.folder) / "results.json").is_file()
         facts = self.facts()
-        return bool(facts) and set(facts.get("left out", ())) <= set(self.absent)
+        return bool(facts) and (bool(self.lacks) or set(facts.get("left out", ())) <= set(self.absent))
 
     @property
     def waits(self) -> bool:
@@ -163,7 +163,7 @@ class Plan:
         self._files: dict[Path, str] = {}
         self._loaded: dict[tuple[str, tuple[str, ...]], Recipe] = {}
         self._looked: dict[str, str] = {}
-        self._scopes: dict[str, Mapping[str, str]] = {}
+        self._scopes: dict[Path, Mapping[str, str]] = {}
         self.suite = self._suite(("protocol",), study.model.protocol, "test")
         self.rows = self._rows()
         self._refuse_twins()
@@ -317,7 +317,7 @@ class Plan:
             str(suite.path),
             f"{suite.name}-{digest(suite.tree)[:8]}",
             self.plugins,
-            lacks=self._lacks(recipe),
+            lacks=self._lacks(recipe) or self._nowhere(suite),
             absent=tuple(self._absent(suite)),
         )
 
@@ -329,19 +329,35 @@ class Plan:
 
     def _absent(self, suite: Suite) -> Mapping[str, str]:
         """Scope -> why it is left out."""
-        if suite.name not in self._scopes:
-            self._scopes[suite.name] = lacking_scopes(suite, self._registry)
-        return self._scopes[suite.name]
+        if suite.path not in self._scopes:
+            self._scopes[suite.path] = lacking_scopes(suite, self._registry)
+        return self._scopes[suite.path]
+
+    def _nowhere(self, suite: Suite) -> str:
+        """Why there is nothing that it could be measured on; "": there is something."""
+        absent = self._absent(suite)
+        if not absent or len(absent) < len(suite.model.scopes):
+            return ""
+        return f"none of the data of {suite.name} are there: {'; '.join(absent.values())}"
 
     @cached_property
     def lacks(self) -> dict[str, str]:
         """Name of a row -> what of its data is not there, where something is not."""
-        return {row.name: why for row in self.rows if (why := self._lacks(row.recipe))}
+        found = {}
+        for row in self.rows:
+            tuning = self._nowhere(self.tuning) if row.tuned and self.tuning else ""
+            if why := self._lacks(row.recipe) or self._nowhere(self.suite) or tuning:
+                found[row.name] = why
+        return found
 
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Scopes that finished cells are measured without, and why."""
-        return self._absent(self.suite)
+    def left_out(self, cells: Iterable[Cell]) -> dict[str, str]:
+        """Scopes that some of these cells were measured without, or would be now, and why."""
+        known = [cell.unit.facts() for cell in cells]
+        return {
+            scope: why
+            for scope, why in self._absent(self.suite).items()
+            if any(not facts or scope in facts.get("left out", ()) for facts in known)
+        }
 
     def _digest(self, recipe: Recipe, moved: Mapping[tuple[str, ...], Any]) -> str:
         tree = _run(recipe)

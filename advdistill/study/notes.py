@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from advdistill.recipe.study import BETWEEN
 from advdistill.study.cells import Unit, word
 from advdistill.study.table import EQUAL, Table, number
 
@@ -22,11 +23,12 @@ def notes(table: Table) -> Iterator[str]:
         yield f"Failed: {title}: {' '.join(why.split())}"
     for title, why in table.unread.items():
         yield f"Cannot be read: {title}: {' '.join(why.split())}"
-    if missing := table.missing:
+    lacks = {row for rows in found.lacks.values() for row in rows}
+    if missing := [title for title in table.missing if title.rpartition(BETWEEN)[0] not in lacks]:
         yield f"Missing: {', '.join(missing)}."
-    for row, why in table.found.plan.lacks.items():
-        yield f"{row} cannot be run here: {why}."
-    for scope, why in table.found.plan.left_out.items():
+    for why, rows in found.lacks.items():
+        yield f"Cannot be run here: {', '.join(rows)}: {why}."
+    for scope, why in found.plan.left_out(found.cells).items():
         yield f"{scope} was not measured where it is missing: {why}."
     if table.lines:
         yield _opened(table)

@@ -134,8 +134,9 @@ def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
         folder.mkdir(exist_ok=True)
         said["diverged"] = diverged
     else:
+        lacks = lacking_scopes(suite, registry)  # before: what comes meanwhile is measured the next time
         said["accuracy"] = _accuracy(unit, suite, registry)
-        if lacks := lacking_scopes(suite, registry):
+        if lacks:
             said["left out"] = dict(lacks)
     said |= {"trained here for": round(trained, 1), "measured here for": round(time.monotonic() - began, 1)}
     # Its last file: with it the unit is finished.
