@@ -82,7 +82,7 @@ class Target:
     def undefended(self) -> VisionLanguageModel:
         """What it was before anything was learned, asked in its own sentences; itself where nothing was."""
         base = self.model.undefended()
-        base.templates = self.model.templates
+        base.templates = self._templates
         return base
 
     def participant(self, classes: ClassSet, told: bool = False) -> Participant:

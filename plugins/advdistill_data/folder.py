@@ -6,15 +6,13 @@ from pathlib import Path
 
 from advdistill import DataError
 from advdistill_data import configs
-from advdistill_data.labelled import Listing, PictureDataset
+from advdistill_data.labelled import ALIASES, Listing, PictureDataset
 from advdistill_data.pictures import Files
 from advdistill_data.scan import SUFFIXES, existing_folder, images_below, subfolders
 
-_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
 
 class Folder(PictureDataset):
-    """One folder per class, or `train`, `val` (`valid`, `validation`) and `test` folders of these.
+    """One folder per class, or `train`, `val` (`valid`, `validation`, `dev`) and `test` folders of these.
 
     Labels follow the sorted folder names. Splits that the tree does not have are taken from its training images, in
     proportion per class and by `split_seed`, so that the same tree always gives the same splits.
@@ -46,7 +44,7 @@ def _layout(root: Path) -> dict[str, str]:
 
     A folder named like a split that holds images itself is a class ("train" may be one of aeroplane, train, …).
     """
-    named = {folder: _ALIASES[folder.lower()] for folder in subfolders(root) if folder.lower() in _ALIASES}
+    named = {folder: ALIASES[folder.lower()] for folder in subfolders(root) if folder.lower() in ALIASES}
     found: dict[str, str] = {}
     for folder, part in named.items():
         if part in found:

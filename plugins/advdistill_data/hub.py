@@ -11,9 +11,16 @@ from PIL import Image
 
 from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
-from advdistill_data.labelled import SPLITS, Listing, PictureDataset, labels_in_order
-from advdistill_data.pictures import Source, decode
-from advdistill_data.tables import ALIASES, check_trained, numbered, stamp_of
+from advdistill_data.labelled import (
+    ALIASES,
+    SPLITS,
+    Listing,
+    PictureDataset,
+    check_trained,
+    labels_in_order,
+    numbered,
+)
+from advdistill_data.pictures import Source, decode, stamp_of
 
 
 class Rows(Source):

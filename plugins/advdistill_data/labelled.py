@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from advdistill_data.pictures import PictureSplit, Source
 
 _RECORDED_IDS = 2000
 SPLITS = ("train", "val", "test")
+ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""What people call splits."""
+
+_WHOLE = re.compile(r"-?[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -192,3 +197,41 @@ def labels_in_order(found: Collection[int], where: str, count: int | None = None
             f"{where}: label {missing} has no images, though there are labels up to {max(present)}",
             "number the classes 0, 1, … without gaps",
         )
+
+
+def numbered(texts: Sequence[str], where: str) -> tuple[list[str], list[int]]:
+    """The classes in label order, and the label of each text.
+
+    Args:
+        texts: what the data call the class of each sample. Whole numbers, if all are, are labels; other texts are
+            classes, labelled in their sorted order.
+        where: to call the data by.
+
+    Raises:
+        DataError: labels are negative, or have gaps.
+    """
+    if not all(_WHOLE.fullmatch(text) for text in texts):
+        keys = sorted(set(texts))
+        places = {key: label for label, key in enumerate(keys)}
+        return keys, [places[text] for text in texts]
+    labels = [int(text) for text in texts]
+    if labels and min(labels) < 0:
+        raise DataError(
+            f"{where}: label {min(labels)} is negative", "number the classes 0, 1, … and leave out the others"
+        )
+    count = len(set(labels))
+    labels_in_order(labels, where, count)
+    return [str(label) for label in range(count)], labels
+
+
+def check_trained(samples: Mapping[str, tuple[Sequence[str], Sequence[int]]], keys: Sequence[str], where: str) -> None:
+    """Raise DataError where another split has a class that the training split does not have."""
+    if "train" not in samples:
+        return
+    trained = set(samples["train"][1])
+    for part, (_, labels) in samples.items():
+        if unknown := sorted(set(labels) - trained):
+            raise DataError(
+                f"{where}: the {part} split has the class {keys[unknown[0]]!r}, which the training split does not have",
+                "classes must bear the same names in every split",
+            )

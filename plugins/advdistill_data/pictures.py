@@ -82,6 +82,15 @@ class Files(Source):
             ) from error
 
 
+def stamp_of(file: Path) -> str:
+    """Changes when a file that holds many images does. Raises DataError where it is missing."""
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise DataError(f"{file} is missing: {error.strerror}", "restore the file, or fetch the data again") from error
+    return f"{facts.st_size}/{facts.st_mtime_ns}"
+
+
 def decode(file: Path | IO[bytes], name: str) -> Image.Image:
     """An image as 8-bit RGB, upright; see `to_rgb`. EXIF rotation is applied; of an animation the first frame counts.
 

@@ -17,10 +17,9 @@ from PIL import Image
 
 from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
-from advdistill_data.labelled import SPLITS, Listing, PictureDataset, labels_in_order
-from advdistill_data.pictures import Source, decode
+from advdistill_data.labelled import SPLITS, Listing, PictureDataset, check_trained, labels_in_order, numbered
+from advdistill_data.pictures import Source, decode, stamp_of
 from advdistill_data.scan import check_name
-from advdistill_data.tables import check_trained, numbered, stamp_of
 
 _REMOTE = re.compile(r"[A-Za-z][\w+.-]+:")
 _META = re.compile(r"__[^/]*__($|/)")  # members that webdataset passes over

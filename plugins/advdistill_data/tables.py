@@ -1,4 +1,4 @@
-"""A table of images and their classes; and what all readers share that find the class of an image written down."""
+"""A table of images and their classes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import csv
 import hashlib
 import io
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
-from advdistill_data.labelled import Listing, PictureDataset, labels_in_order
+from advdistill_data.labelled import ALIASES, Listing, PictureDataset, check_trained, numbered
 from advdistill_data.pictures import Files
 from advdistill_data.scan import existing_folder
-
-ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-"""What people call splits."""
-
-_WHOLE = re.compile(r"-?[0-9]{1,9}")
 
 
 class Csv(PictureDataset):
@@ -128,50 +122,3 @@ def _check_there(rows: Sequence[tuple[str, str, str]], file: Path, root: Path) -
             + (f", nor are {len(absent) - 1} others" if len(absent) > 1 else ""),
             "complete the images, correct the paths, or give the folder that they start at as data.root",
         )
-
-
-def numbered(texts: Sequence[str], where: str) -> tuple[list[str], list[int]]:
-    """The classes in label order, and the label of each text.
-
-    Args:
-        texts: what the data call the class of each sample. Whole numbers, if all are, are labels; other texts are
-            classes, labelled in their sorted order.
-        where: to call the data by.
-
-    Raises:
-        DataError: labels are negative, or have gaps.
-    """
-    if not all(_WHOLE.fullmatch(text) for text in texts):
-        keys = sorted(set(texts))
-        places = {key: label for label, key in enumerate(keys)}
-        return keys, [places[text] for text in texts]
-    labels = [int(text) for text in texts]
-    if labels and min(labels) < 0:
-        raise DataError(
-            f"{where}: label {min(labels)} is negative", "number the classes 0, 1, … and leave out the others"
-        )
-    count = len(set(labels))
-    labels_in_order(labels, where, count)
-    return [str(label) for label in range(count)], labels
-
-
-def check_trained(samples: Mapping[str, tuple[Sequence[str], Sequence[int]]], keys: Sequence[str], where: str) -> None:
-    """Raise DataError where another split has a class that the training split does not have."""
-    if "train" not in samples:
-        return
-    trained = set(samples["train"][1])
-    for part, (_, labels) in samples.items():
-        if unknown := sorted(set(labels) - trained):
-            raise DataError(
-                f"{where}: the {part} split has the class {keys[unknown[0]]!r}, which the training split does not have",
-                "classes must bear the same names in every split",
-            )
-
-
-def stamp_of(file: Path) -> str:
-    """Changes when a file that holds many images does. Raises DataError where it is missing."""
-    try:
-        facts = file.stat()
-    except OSError as error:
-        raise DataError(f"{file} is missing: {error.strerror}", "restore the file, or fetch the data again") from error
-    return f"{facts.st_size}/{facts.st_mtime_ns}"

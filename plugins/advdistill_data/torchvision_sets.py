@@ -21,10 +21,9 @@ from advdistill import DataError, MissingData, data_home
 from advdistill_data import configs, origins
 from advdistill_data.ensembles import names
 from advdistill_data.known import KnownDataset
-from advdistill_data.labelled import Listing, PictureDataset, labels_in_order
-from advdistill_data.pictures import Files, Source, readable, to_rgb
+from advdistill_data.labelled import Listing, PictureDataset, check_trained, labels_in_order
+from advdistill_data.pictures import Files, Source, readable, stamp_of, to_rgb
 from advdistill_data.scan import check_name, existing_folder
-from advdistill_data.tables import check_trained, stamp_of
 
 _BY_FLAG = ("train", {"train": True, "test": False})
 _TWO = ("split", {"train": "train", "test": "test"})

@@ -27,8 +27,9 @@ import numpy as np
 import pytest
 from advdistill_data import configs
 from advdistill_data.hub import HuggingFace
+from advdistill_data.labelled import numbered
 from advdistill_data.shards import WebDataset
-from advdistill_data.tables import Csv, numbered
+from advdistill_data.tables import Csv
 from PIL import Image
 from pydantic import ValidationError
 from webdataset import TarWriter
