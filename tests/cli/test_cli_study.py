@@ -242,8 +242,8 @@ def test_the_studies_that_ship(cli: Cli) -> None:
     said = cli("study")
     assert said.code == 0 and said.out.startswith("NAME") and "apd_modalities" in said.out
     found = json.loads(cli("study", "--json").out)
-    assert all(Path(row["path"]).parent.name == FOLDER and row["title"] for row in found)
-    assert "apd_modalities" in complete_study("apd_") and not complete_study("quick")
+    assert {Path(row["path"]).parent.name for row in found} == set(FOLDER) and all(row["title"] for row in found)
+    assert {"apd_modalities", "apd_few_shot"} <= set(complete_study("apd_")) and not complete_study("quick")
 
 
 @pytest.mark.parametrize(

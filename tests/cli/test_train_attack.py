@@ -81,7 +81,8 @@ def test_training(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> Non
     assert rows == json.loads((folder / "runs/tiny/results.json").read_text())
     assert rows[0]["protocols"]["clean"]["hits"] >= 36  # real weights, real digits
     assert {path.name for path in (folder / "runs/tiny").iterdir()} - {".lock"} == {
-        "last.safetensors", "resume.safetensors", "recipe.yaml", "metrics.jsonl", "results.json", "cost.json"
+        "last.safetensors", "resume.safetensors", "recipe.yaml", "metrics.jsonl", "results.json", "cost.json",
+        "manifest.json",
     }  # fmt: skip
     assert said.stderr.strip() and "Traceback" not in said.stderr
 

@@ -61,8 +61,8 @@ class Scene:
         if not path.exists():
             data = {"use": "folder", "root": str(self.photos), "size": 16, "templates": list(TRAINED)}
             made = run_parts.recipe(
-                self.folder, name, plugins=[], data=data, student={**student, **self.tiny.source}, attack={"use": "pgd"},
-                train={"steps": 2, "batch_size": 6}, evaluate={"protocols": []},
+                self.folder, name, plugins=[], data=data, student={**student, **self.tiny.source},
+                attack={"use": "pgd"}, train={"steps": 2, "batch_size": 6}, evaluate={"protocols": []},
             )  # fmt: skip
             run_parts.train(made)
         return Target(str(path), REGISTRY, "cpu")
