@@ -81,8 +81,8 @@ IN_LAYOUTS = {
     *("eurosat", "ucf101", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2"),
     *("csv", "webdataset", "huggingface", "torchvision", "cifar10", "cifar100", "stl10", "pcam"),
 }
-"""Data sets that lie on disk in a way of their own: the tests that make such trees, tests/unit/test_data_*.py, hold them
-to the same contract."""
+"""Data sets that lie on disk in a way of their own: the tests that make such trees, tests/unit/test_data_*.py, hold
+them to the same contract."""
 
 
 def entries(kind):

@@ -3,8 +3,8 @@
 Guarantees:
 - A run writes which files it used: names, labels, lengths, a digest of each split, and the files that divide or hold
   samples; an evaluation does, too. A sealed run lists its test split and looks at none of its pixels.
-- What one run drew, another uses by `data.manifest`, sample for sample and in that order, whatever it would draw itself,
-  with halves of the classes taken afterwards.
+- What one run drew, another uses by `data.manifest`, sample for sample and in that order, whatever it would draw
+  itself, with halves of the classes taken afterwards.
 - A manifest that does not fit the data (a class, a file, a length, a label, a split) or is damaged is an error that
   names what; other pixels of the same files are a warning.
 - A run that goes on with other data than it began with is refused.
@@ -170,7 +170,7 @@ class TestRun:
         with pytest.raises(RunError, match="images of the train split have changed"):
             run(recipe, resume=True)
         shutil.copy(root / said["splits"]["train"]["files"][1][0], first.with_name("a-new-one.png"))
-        with pytest.raises(RunError, match="split has other samples|images of the train split"):
+        with pytest.raises(RunError, match="other samples"):
             run(recipe, resume=True)
 
     def test_an_unreadable_image_ends_it_by_name(self, recipe, root):
