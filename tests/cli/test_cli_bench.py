@@ -73,6 +73,7 @@ def test_json_has_units_in_its_names(tiny: Path, cli: Cli) -> None:
     assert found["parameters"]["student"]["learns"] > 0 and found["notes"] == []
 
 
+@pytest.mark.slow
 def test_all_methods_are_rows(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = ["teachers.robust={use: checkpoint, path: /no/such.safetensors}", "strategy={use: ard}"]
     gone = ["data={use: folder, root: /no/such, shots: 1, size: 32}"]
@@ -91,6 +92,7 @@ def test_all_methods_are_rows(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPa
     assert "/no/such" in found[0]["error"] and found[1]["ratio_to_cheapest"] == 1
 
 
+@pytest.mark.slow
 def test_loading_or_computing(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = engine.loading_rates
     monkeypatch.setattr(engine, "loading_rates", lambda *given: rates(*given, seconds=0.1))

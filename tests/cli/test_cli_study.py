@@ -166,7 +166,14 @@ def test_tasks_leave_what_one_command_leaves(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="SIGINT"),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow, id="SIGTERM"),
+        pytest.param(signal.SIGKILL, id="SIGKILL"),
+    ],
+)
 def test_who_ends_it_loses_nothing(tmp_path: Path, how: signal.Signals) -> None:
     write(tmp_path, recipe={"train": {**RECIPE["train"], "steps": 60}})
     process = begin(tmp_path, "study.yaml", "--jobs", "2", pause=0.5)
@@ -202,6 +209,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_there(cli: Cli, tmp_path:
     assert said.code == 0 and "cells: 1 of 2 are finished already" in said.err, said.err
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_share_their_runs(tmp_path: Path) -> None:
     write(tmp_path)
     both = [begin(tmp_path, "study.yaml", "--jobs", "1", f"name={name}", pause=0.2) for name in ("one", "other")]

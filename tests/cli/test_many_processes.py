@@ -237,7 +237,7 @@ def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(cli: Cli, tmp_
     assert code == 1 and err.count("error:") == 1 and "holds a finished run" in err
 
 
-@pytest.mark.parametrize("rank", [1, -1], ids=["another", "all"])
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow, id="another"), pytest.param(-1, id="all")])
 def test_an_error_is_said_once(tmp_path: Path, rank: int) -> None:
     code, out, err = call(tmp_path, "train", mortal(tmp_path, how="error", step=2, rank=rank), "--processes", 2)
     assert (code, out) == (5, "") and "Traceback" not in err

@@ -73,6 +73,7 @@ def test_processes_that_cannot_begin_are_not_begun_for_ever(tmp_path: Path, monk
         done(Local(2), units(tmp_path, tmp_path))
 
 
+@pytest.mark.slow
 def test_who_closes_waits_for_all_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PAUSE, "0.1")
     some = units(tmp_path, tmp_path, recipe={"train": {"steps": 1000}, "strategy": {"use": "stumbling"}})

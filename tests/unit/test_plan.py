@@ -173,6 +173,7 @@ def test_steps_of_an_attack_are_gone_through_twice(tmp_path: Path, monkeypatch: 
     assert len(walked) == 2 * 2 + 2 * 4
 
 
+@pytest.mark.slow
 def test_bf16_holds_half(tmp_path: Path) -> None:
     def held(precision: str, **train: Any) -> Plan:
         changes = {"student": clip(tmp_path, "prompts"), "train": {"precision": precision, **train}}
