@@ -269,7 +269,7 @@ class Subset(Split):
         self.sources = None if whole.sources is None else whole.sources[places]
         self.skipped = whole.skipped
 
-    @property
+    @cached_property
     def sizes(self) -> list[int] | None:  # type: ignore[override]
         sizes = self._whole.sizes
         return None if sizes is None else [sizes[place] for place in self._places]

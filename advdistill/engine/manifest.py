@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advdistill.engine.checkpoint import write_json
+from advdistill.engine.checkpoint import write_bytes
 from advdistill.engine.data import Dataset, Part, Sealed, Split, Subset
 from advdistill.engine.noise import Noise
 from advdistill.errors import DataError, RunWarning
@@ -72,8 +72,19 @@ def manifest(
 
 
 def write(folder: Path, said: Mapping[str, Any], scope: str = "") -> None:
-    """Write `manifest.json`, or that of a scope, to a folder; the whole, or nothing."""
-    write_json(folder / (f"manifest-{scope}.json" if scope else FILE), said)
+    """Write `manifest.json`, or that of a scope, to a folder, a line for each file; the whole, or nothing."""
+    write_bytes(folder / (f"manifest-{scope}.json" if scope else FILE), _text(said).encode())
+
+
+def _text(said: Mapping[str, Any]) -> str:
+    splits = []
+    for name, split in said["splits"].items():
+        facts = json.dumps({key: value for key, value in split.items() if key != "files"}).removesuffix("}")
+        files = ",\n".join(map(json.dumps, split["files"]))
+        splits.append(f'  {json.dumps(name)}: {facts}, "files": [\n{files}]}}')
+    listed = "{\n" + ",\n".join(splits) + "}"
+    told = {key: listed if key == "splits" else json.dumps(value) for key, value in said.items()}
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {text}" for key, text in told.items()) + "\n}\n"
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -182,8 +182,8 @@ class PictureSplit(Split):
         found.update("".join(f"{self.source.stamp(name)}\n" for name in self.ids).encode())
         return found.hexdigest()[:16]
 
-    @property
-    def sizes(self) -> list[int] | None:
+    @cached_property
+    def sizes(self) -> list[int] | None:  # type: ignore[override]
         found = [size for name in self.ids if (size := self.source.size(name)) is not None]
         return found if len(found) == len(self.ids) else None
 
