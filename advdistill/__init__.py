@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from advdistill.errors import (
     DataError,
     MissingData,
+    MissingSplit,
     PluginError,
     RecipeError,
     RunError,
@@ -134,6 +135,7 @@ __all__ = [
     "Measured",
     "Measuring",
     "MissingData",
+    "MissingSplit",
     "Noise",
     "Origin",
     "Output",

@@ -64,6 +64,10 @@ class MissingData(DataError):
     """Data is not on this machine. A plan, or a step's cost, can do without: neither looks at pixels."""
 
 
+class MissingSplit(DataError):
+    """A data set has no such split, or keeps it closed."""
+
+
 class RunWarning(UserWarning):
     """A run goes on, though not as it was asked to; its reporters are told."""
 

@@ -107,9 +107,8 @@ def evaluate(
     if count := launch.needed(gpus, processes, device):
         raise typer.Exit(launch.start(count, "--gpus" if gpus else "--processes", "the same command"))
     from advdistill.cli.progress import progress
-    from advdistill.data.presence import lacking_scopes
     from advdistill.engine import build, campaign, distributed
-    from advdistill.engine.subject import Target, subjects
+    from advdistill.engine.subject import Target, left_out, subjects
 
     said = []
     with contextlib.ExitStack() as claimed:
@@ -123,9 +122,9 @@ def evaluate(
             folder = out or campaign.folder_of(target, suite)
             one = campaign.Campaign(folder, target, suite, how, overwrite, world)
             campaigns.append((claimed.enter_context(one), found))
-            lacks = {} if data else lacking_scopes(suite, registry)
-            left_out = [f"{scope} is left out: {why}" for scope, why in lacks.items()]
-            for note in dict.fromkeys([*left_out, *(note for subject in found for note in subject.notes)]):
+            lacks = left_out(target, suite, registry, data=data)
+            told = [f"{scope} is left out: {why}" for scope, why in lacks.items()]
+            for note in dict.fromkeys([*told, *(note for subject in found for note in subject.notes)]):
                 if world.main:
                     typer.echo(f"note: {note}", err=True)
         for one, found in campaigns:

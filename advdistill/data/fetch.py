@@ -101,6 +101,9 @@ def fetch(
         RunError: it cannot be written here, or somebody else is fetching it.
     """
     found = place(origin, root)
+    if root and found.state == "missing" and found.folder.name != origin.folder and _holds_others(found.folder):
+        root = str(found.folder / origin.folder)
+        found = place(origin, root)
     command = shlex.join(["advdistill", "data", "fetch", name, *(["--root", root] if root else [])])
     had = {remote.file for remote in origin.remotes if _is_there(remote, origin, found)}
     all_there = len(had) == len(origin.remotes)
@@ -118,6 +121,14 @@ def fetch(
     if after.state != "there":
         raise by_hand(name, origin, after.folder, f"no file that can be fetched holds {', '.join(after.missing)}")
     return Fetched(after, brought)
+
+
+def _holds_others(folder: Path) -> bool:
+    """Whether a folder that may be this data set's own holds others' folders."""
+    try:
+        return any(each.is_dir() and each.name != WORK for each in folder.iterdir())
+    except OSError:
+        return False
 
 
 def by_hand(name: str, origin: Origin, folder: Path, why: str) -> DataError:
@@ -236,7 +247,7 @@ class _Job:
         given = self._given_at(remote)
         arrived = self.state.folder / remote.file
         facts: dict[str, Any] = {"into": remote.into, "url": ""}
-        if by_hand := exists(given):
+        if there := exists(given):
             arrived = given
             facts |= self._given(remote, given)
         else:
@@ -249,20 +260,20 @@ class _Job:
             try:
                 facts["files"] = unpack(arrived, unpacked, self.show)
             except DataError:
-                if not by_hand:  # the next time it may be another one
+                if not there:  # the next time it may be another one
                     _drop(arrived)
                 raise
             facts["holds"] = _settle(self._top(remote, unpacked), self.folder / remote.into)
             shutil.rmtree(unpacked, ignore_errors=True)
-        if not by_hand and (self.keep or not remote.unpack):
+        if not there and (self.keep or not remote.unpack):
             with writing(given):
                 given.parent.mkdir(parents=True, exist_ok=True)
                 arrived.replace(given)
         self.state.done[remote.file] = facts
         self.state.save()
-        if not by_hand:
+        if not there:
             _drop(arrived)
-        return not (by_hand and not remote.unpack)
+        return not (there and not remote.unpack)
 
     def _top(self, remote: Remote, unpacked: Path) -> Path:
         """What of an unpacked archive belongs into its place."""

@@ -24,10 +24,12 @@ def lacking(block: Block, registry: Registry) -> str:
     root = getattr(block.config, "root", "")
     try:
         origin = registry.load(block.spec, "origin")
+        if root:  # the reader knows best what it finds in a place that somebody names
+            path = resource(str(root))
+            return "" if exists(path) else f"{block.use}: there is no {path}"
         if origin is None:
-            path = resource(root) if isinstance(root, str) and root else None
-            return f"{block.use}: there is no {path}" if path and not exists(path) else ""
-        found = place(origin, root)
+            return ""
+        found = place(origin)
     except UserError as error:
         return f"{block.use}: {error.message}"
     if found.state == "there":
@@ -38,7 +40,12 @@ def lacking(block: Block, registry: Registry) -> str:
     return f"{block.use} in {found.folder} is incomplete{what}"
 
 
-def lacking_scopes(suite: Suite, registry: Registry) -> Mapping[str, str]:
-    """Scope of a suite -> what of its data is missing; those whose data are there are left out."""
-    found = {scope: lacking(block, registry) for scope, block in suite.data.items()}
+def lacking_scopes(suite: Suite, registry: Registry, own: Block | None = None) -> Mapping[str, str]:
+    """Scope of a suite -> what of its data is missing; those whose data are there are left out.
+
+    Args:
+        own: the data of scopes that name none; None: nothing is said of those.
+    """
+    blocks = {scope: suite.data.get(scope, own) for scope in suite.model.scopes}
+    found = {scope: lacking(block, registry) for scope, block in blocks.items() if block}
     return {scope: why for scope, why in found.items() if why}

@@ -25,6 +25,8 @@ Show = Callable[[str, int, int], None]
 """`show(what, done, total)`, both in bytes; total 0: not known."""
 
 _BLOCK = 1 << 20
+_MOST_BLOCKS_BEHIND = 4096
+_OURS = ".advdistill"
 _MOST_BYTES_OF_A_NAME, _MOST_BYTES_OF_A_PATH, _MOST_FOLDERS = 255, 2000, 64
 _UNREADABLE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
@@ -105,8 +107,10 @@ def _tar(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
             if (path := _path(archive, member.name)) is not None:
                 yield path, member.size, None if member.isdir() else tar.extractfile(member)
         # The checksum of what was compressed stands behind the last member.
-        while tar.fileobj is not None and tar.fileobj.read(_BLOCK):
-            pass
+        for _ in range(_MOST_BLOCKS_BEHIND):
+            if tar.fileobj is None or not tar.fileobj.read(_BLOCK):
+                return
+        raise tarfile.ReadError("it goes on for gigabytes behind its last member")
 
 
 def _opened(raw: IO[bytes]) -> tarfile.TarFile:
@@ -179,6 +183,8 @@ def _path(archive: Path, name: str) -> PurePosixPath | None:
         raise _refused(archive, name, "has an absolute path")
     if ".." in re.split(r"[/\\]", name):
         raise _refused(archive, name, "leads out of the folder")
+    if parts and parts[0].startswith(_OURS):
+        raise _refused(archive, name, "would take the place of what is noted here of fetches")
     if "\0" in name:
         raise _refused(archive, name, "has a NUL in its name")
     if (

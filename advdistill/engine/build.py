@@ -107,10 +107,10 @@ def dataset(registry: Registry, block: Block, half: str = "") -> Dataset:
     portion = block.portion if isinstance(block, DataBlock) else Portion()
     if portion.manifest:
         found = Listed(found, portion.manifest)
-    if portion.on_error == "skip":
-        found = Readable(found)
     wanted = half or portion.half
-    return found if wanted == "all" else HalfOfClasses(found, wanted)
+    if wanted != "all":
+        found = HalfOfClasses(found, wanted)
+    return Readable(found) if portion.on_error == "skip" else found
 
 
 def protocols(registry: Registry, recipe: Recipe) -> list[Protocol]:

@@ -143,6 +143,9 @@ class Campaign:
             for protocol in subject.protocols:
                 bench.statement(protocol)  # a model that is not there is told before anything is measured
         if self._world.main:
+            names = [file_name(subject.scope) for subject in subjects]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UsageError(f"two scopes would be written to manifest-{twice[0]}.json", "rename one of them")
             for subject in subjects:
                 manifest.write(self.path, subject.manifest(self.suite.model.split), file_name(subject.scope))
         columns: list[Column] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advdistill.engine.data import Dataset, Split, pixels, stratified
+from advdistill.engine.data import Dataset, Split, image_of, pixels, stratified
 from advdistill.engine.pictures import FAINT, INK, STYLE, save
 from advdistill.errors import DataError
 
@@ -88,7 +88,7 @@ def _images(split: Split, chosen: Sequence[int]) -> list[Any]:
     found: list[Any] = []
     for index in chosen:
         try:
-            found.append(pixels(split.load(index)).permute(1, 2, 0).clamp(0, 1).numpy())
+            found.append(pixels(image_of(split, index)).permute(1, 2, 0).clamp(0, 1).numpy())
         except DataError as error:
             found.append(error)
     return found

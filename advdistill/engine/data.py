@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from advdistill.engine.launch import cores, place
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError, RunError, RunWarning, UserError
+from advdistill.errors import DataError, MissingSplit, RunError, RunWarning, UserError
 
 T = TypeVar("T")
 
@@ -38,14 +38,12 @@ class Split(ABC):
         decodes: loading takes work that other processes could do.
         sources: (N, k) long; which underlying pictures each sample is made of, one number for one picture: samples
             that share some are not independent, and intervals must know. None: they share nothing.
-        sizes: N lengths in bytes of the file that each sample alone lies in; None: they have no files of their own.
         skipped: names of samples that would belong to it, but cannot be read (`data.on_error: skip`).
     """
 
     labels: Tensor
     ids: Sequence[str]
     sources: Tensor | None = None
-    sizes: Sequence[int] | None = None
     skipped: Sequence[str] = ()
     augments: bool = False
     decodes: bool = False
@@ -82,9 +80,15 @@ class Split(ABC):
         """
         return canvases
 
+    def size(self, index: int) -> int | None:
+        """Bytes of the file that holds this sample and nothing else; None: there is none. Raises DataError where the
+        file is missing."""
+        return None
+
     @cached_property
     def content(self) -> str:
-        """Hash of the pixels of up to 256 samples, evenly spaced: the same names can stand for other images."""
+        """Hash of the pixels of some samples, evenly spaced: the same names can stand for other images. All of up to
+        511, at least 256 of more."""
         found = hashlib.sha256()
         for index in range(0, len(self), max(len(self) // 256, 1)):
             image = self.load(index)
@@ -144,7 +148,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """The samples of "train", "val" or "test". Raises DataError where there is no such split."""
+        """The samples of "train", "val" or "test". Raises MissingSplit where there is no such split."""
+
+    def listed(self, name: str) -> Split:
+        """As `split`, for who asks for names and labels alone: no image is opened, and no split is sealed."""
+        return self.split(name)
 
     def record(self) -> dict[str, Any]:
         """JSON-able facts for the checkpoint that say which samples were used (default: nothing beyond digests)."""
@@ -169,6 +177,9 @@ class Part(Dataset):
 
     def split(self, name: str) -> Split:
         return self.whole.split(name)
+
+    def listed(self, name: str) -> Split:
+        return self.whole.listed(name)
 
     def record(self) -> dict[str, Any]:
         return self.whole.record()
@@ -197,7 +208,13 @@ class HalfOfClasses(Part):
         self.classes = ClassSet(names[self._first : last], whole.classes.templates)
 
     def split(self, name: str) -> Split:
-        whole, last = self.whole.split(name), self._first + len(self.classes)
+        return self._of(self.whole.split(name))
+
+    def listed(self, name: str) -> Split:
+        return self._of(self.whole.listed(name))
+
+    def _of(self, whole: Split) -> Split:
+        last = self._first + len(self.classes)
         chosen = ((whole.labels >= self._first) & (whole.labels < last)).nonzero().squeeze(1)
         return Subset(whole, chosen, whole.labels[chosen] - self._first)
 
@@ -207,7 +224,7 @@ class Sealed(Part):
 
     def split(self, name: str) -> Split:
         if name == "test":
-            raise DataError(
+            raise MissingSplit(
                 "the test split is sealed in this run (data.sealed)", "measure on val, and `advdistill evaluate` later"
             )
         return super().split(name)
@@ -224,6 +241,10 @@ class Readable(Part):
     def __init__(self, whole: Dataset) -> None:
         super().__init__(whole)
         self._known: dict[str, Split] = {}
+        self._skipped: dict[str, list[str]] = {}
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "unreadable": dict(self._skipped)}
 
     def split(self, name: str) -> Split:
         if name not in self._known:
@@ -242,7 +263,7 @@ class Readable(Part):
                 f"no image of class {self.classes.names[min(lost)]!r} in the {name} split can be read",
                 "`advdistill data verify` lists them all",
             )
-        split.skipped = [whole.ids[index] for index in sorted(errors)]
+        self._skipped[name] = split.skipped = [whole.ids[index] for index in sorted(errors)]
         some = ", ".join(split.skipped[:3]) + (", …" if len(split.skipped) > 3 else "")
         warnings.warn(
             f"{len(split.skipped)} of {len(whole)} images of the {name} split cannot be read and are skipped: {some}",
@@ -267,12 +288,9 @@ class Subset(Split):
         self.labels = whole.labels[places] if labels is None else labels
         self.ids = [whole.ids[place] for place in self._places]
         self.sources = None if whole.sources is None else whole.sources[places]
-        self.skipped = whole.skipped
 
-    @cached_property
-    def sizes(self) -> list[int] | None:  # type: ignore[override]
-        sizes = self._whole.sizes
-        return None if sizes is None else [sizes[place] for place in self._places]
+    def size(self, index: int) -> int | None:
+        return self._whole.size(self._places[index])
 
     def load(self, index: int) -> Tensor:
         return self._whole.load(self._places[index])
@@ -316,8 +334,7 @@ def stratified(labels: Tensor, limit: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=seeded(seed, "subset"))
     # Rank within the class, then take ranks in turn: the first of every class, the second of every class, …
     rank = torch.empty_like(order)
-    for label in labels.unique():
-        members = order[labels[order] == label]
+    for members in order[labels[order].argsort(stable=True)].split(labels.bincount().tolist()):
         rank[members] = torch.arange(len(members))
     return order[rank[order].argsort(stable=True)[:limit]].sort().values
 
@@ -496,10 +513,20 @@ def unreadable(split: Split) -> dict[int, str]:
 
 def _unreadable(split: Split, index: int) -> str:
     try:
-        split.load(index)
+        image_of(split, index)
     except DataError as error:
         return error.message
     return ""
+
+
+def image_of(split: Split, index: int) -> Tensor:
+    """An image of `split`, for who must not stumble: whatever is wrong with it is a DataError."""
+    try:
+        return valid(split.load(index))
+    except DataError:
+        raise
+    except Exception as error:  # of a reader that does not keep its contract
+        raise DataError(f"image {split.ids[index]} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def read(split: Split, batches: Sequence[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:

@@ -143,14 +143,20 @@ class Run:
                 f"the processes of this run would go on after different steps: {', '.join(map(str, sorted(steps)))}",
                 "save.dir must be a folder that all machines share",
             )
+        if len(set(world.gather(self.split.digest))) > 1:
+            raise RunError(
+                "the processes of this run do not see the same training samples", "the data must lie where all see them"
+            )
         if train.accumulate == "auto" and self.step < self.steps:
             self.portions = self._fewest_portions()
 
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
         started = time.monotonic()
+        files = self._files()  # before the folder begins anew: a manifest to be used may lie in it
         self.folder.begin()
-        self._note_files()
+        if files:
+            manifest.write(self.folder.path, files)
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
@@ -184,24 +190,28 @@ class Run:
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
 
-    def _note_files(self) -> None:
-        """Write down which files the run uses; one that goes on must find the same.
+    def _files(self) -> dict[str, Any] | None:
+        """The manifest that is to be written: which files the run uses. None: it goes on, and they are the same.
 
         Raises:
             RunError: the data have changed since the run began.
         """
         if not self.folder.ours:
-            return
-        now = manifest.manifest(self.parts.dataset, self.recipe.tree["data"], self.parts.splits)
+            return None
+        evaluate, splits = self.recipe.evaluate, self.parts.splits
+        looked_at = {"train", *(protocol.split for protocol in evaluate.protocols)}
+        looked_at |= {evaluate.probe.split} if evaluate.every else set()
+        used = {name: splits(name) for name in sorted(looked_at)}
+        now = manifest.manifest(self.parts.dataset, self.recipe.tree["data"], used)
         path = self.folder.path / manifest.FILE
-        if self.folder.resuming and path.exists():
-            if what := manifest.changed(manifest.read(path), now):
-                raise RunError(
-                    f"the data are not those that this run began with: {what}",
-                    f"restore them ({path} lists them), or begin anew with another save.dir=…",
-                )
-            return
-        manifest.write(self.folder.path, now)
+        if not (self.folder.resuming and path.exists()):
+            return now
+        if what := manifest.changed(manifest.read(path), now):
+            raise RunError(
+                f"the data are not those that this run began with: {what}",
+                f"restore them ({path} lists them), or begin anew with another save.dir=…",
+            )
+        return None
 
     @property
     def clock(self) -> Clock:

@@ -5,7 +5,8 @@
      "parts": [["split_zhou_Caltech101.json", 861204, "sha256…"], …]}
 
 A file of a split is its name, its label, and its length in bytes (null: it has no file of its own). `digest` is of
-names and labels; `content` of the pixels of up to 256 samples as the recipe shows them to a model. `parts` are files
+names and labels; `content` of the pixels of some hundreds, as the recipe shows them to a model; null: the run has not
+looked at them. `parts` are files
 that hold or list many samples.
 """
 
@@ -15,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,42 +25,42 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.checkpoint import write_bytes
-from advdistill.engine.data import Dataset, Part, Sealed, Split, Subset
+from advdistill.engine.data import Dataset, Part, Split, Subset
 from advdistill.engine.noise import Noise
-from advdistill.errors import DataError, RunWarning
+from advdistill.errors import DataError, MissingSplit, RunWarning
 from advdistill.recipe.paths import resource
 
 FILE = "manifest.json"
 _KIND, _FORMAT = "advdistill manifest", 1
 _SPLITS = ("train", "val", "test")
-_HASHED_WHOLE = 256 * 2**20
-"""Bytes. Longer parts are known by their length: a shard may hold more than a run reads."""
+_HASHED = 64 * 2**20
+"""Bytes. Longer parts are known by their length: of a shard or an archive a run may read a few images only."""
 
 
 def manifest(
-    dataset: Dataset, settings: Mapping[str, Any], splits: Callable[[str], Split], names: Iterable[str] = _SPLITS
+    dataset: Dataset, settings: Mapping[str, Any], used: Mapping[str, Split], names: Iterable[str] = _SPLITS
 ) -> dict[str, Any]:
     """What stands in a manifest.
 
     Args:
         dataset: as it is used. settings: its block in the recipe.
-        splits: name -> Split, each built once. names: those that are used, where they exist; of a split that is sealed
-            the files are listed, but no pixels are looked at.
+        used: name -> split, of those whose images are looked at. names: of all that are to be listed, where they exist;
+            of those that are not used no image is opened.
 
     Raises:
         DataError: a file is not there any more.
     """
     listed: dict[str, Any] = {}
     for name in names:
-        sealed = isinstance(dataset, Sealed) and name == "test"
         try:
-            split = dataset.whole.split(name) if isinstance(dataset, Sealed) and sealed else splits(name)
+            split = used[name] if name in used else dataset.listed(name)
         except DataError:  # not every data set has every split
             continue
         listed[name] = {
             "samples": len(split),
             "digest": split.digest,
-            "content": None if sealed else split.content,
+            "content": split.content if name in used else None,
+            **({"unreadable": list(split.skipped)} if split.skipped else {}),
             "files": _files(split),
         }
     return {
@@ -89,24 +90,26 @@ def _text(said: Mapping[str, Any]) -> str:
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What is different between two manifests of one run, in words; "": nothing that changes its samples."""
+    if before["classes"] != now["classes"]:
+        return "the classes are others, or called otherwise"
     for name, split in now["splits"].items():
         was = before["splits"].get(name)
         if was is None or was["digest"] != split["digest"]:
             return f"the {name} split has other samples"
-        if was["content"] != split["content"] or was["files"] != split["files"]:
+        if split["content"] and (was["content"] != split["content"] or was["files"] != split["files"]):
             return f"images of the {name} split have changed"
     return ""
 
 
 def _files(split: Split) -> list[list[Any]]:
-    sizes: Sequence[int | None] = split.sizes or [None] * len(split)
-    return [list(each) for each in zip(split.ids, split.labels.tolist(), sizes, strict=True)]
+    labels = split.labels.tolist()
+    return [[name, labels[index], split.size(index)] for index, name in enumerate(split.ids)]
 
 
 def _part(path: Path) -> list[Any]:
     try:
         size = path.stat().st_size
-        if size > _HASHED_WHOLE:
+        if size > _HASHED:
             return [path.name, size, None]
         found = hashlib.sha256()
         with path.open("rb") as file:
@@ -123,18 +126,29 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, damaged, or none.
     """
+    return _parsed(_bytes(path), resource(str(path)))
+
+
+def _bytes(path: str | Path) -> bytes:
     file = resource(str(path))
-    hint = "a run's folder holds one as manifest.json"
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"there is no manifest {file}: {error.strerror}", hint) from error
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"there is no manifest {file}: {getattr(error, 'strerror', error)}", _HINT) from error
+
+
+_HINT = "a run's folder holds one as manifest.json"
+
+
+def _parsed(content: bytes, file: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"manifest {file} is damaged: {error}", hint) from error
+        raise DataError(f"manifest {file} is damaged: {error}", _HINT) from error
     if not isinstance(said, dict) or said.get(_KIND) != _FORMAT:
-        raise DataError(f"{file} is no manifest of format {_FORMAT}", hint)
+        raise DataError(f"{file} is no manifest of format {_FORMAT}", _HINT)
     if not _well_formed(said):
-        raise DataError(f"manifest {file} is damaged: classes or files are not what they should be", hint)
+        raise DataError(f"manifest {file} is damaged: classes or files are not what they should be", _HINT)
     return said
 
 
@@ -151,10 +165,13 @@ def _well_formed(said: Mapping[str, Any]) -> bool:
                 return 0 <= label < len(names)
         return False
 
-    return all(isinstance(name, str) for name in names) and all(
-        isinstance(split, dict) and isinstance(split.get("files"), list) and all(map(of_file, split["files"]))
-        for split in splits.values()
-    )
+    def of_split(split: Any) -> bool:
+        match split:
+            case {"digest": str(), "content": str() | None, "files": [_, *_] as files}:
+                return all(map(of_file, files)) and len({name for name, _, _ in files}) == len(files)
+        return False
+
+    return all(isinstance(name, str) for name in names) and all(map(of_split, splits.values()))
 
 
 class Listed(Part):
@@ -162,7 +179,7 @@ class Listed(Part):
 
     Args:
         whole: the data set, with all its samples.
-        path: the manifest.
+        path: the manifest, which is read once.
 
     Raises:
         DataError: the manifest cannot be read, names classes that the data do not have, or files that are not there or
@@ -171,58 +188,64 @@ class Listed(Part):
 
     def __init__(self, whole: Dataset, path: str) -> None:
         super().__init__(whole)
-        self._path, self._said = path, read(path)
-        names = list(whole.classes.names)
-        unknown = [name for name in self._said["classes"] if name not in names]
-        if unknown:
+        content = _bytes(path)
+        self._path, self._said = path, _parsed(content, resource(path))
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        names = {name: label for label, name in enumerate(whole.classes.names)}
+        if unknown := [name for name in self._said["classes"] if name not in names]:
             raise DataError(
                 f"{path} lists the class {unknown[0]!r}, which the data do not have", "is it a manifest of these data?"
             )
-        self._label = {label: names.index(name) for label, name in enumerate(self._said["classes"])}
+        self._labels = [names[name] for name in self._said["classes"]]
 
     @cached_property
     def _pool(self) -> _Pool:
         found = []
         for name in _SPLITS:
-            with contextlib.suppress(DataError):
-                found.append(self.whole.split(name))
+            with contextlib.suppress(MissingSplit):
+                found.append(self.whole.listed(name))
         return _Pool(found)
 
     def split(self, name: str) -> Split:
-        """See `Dataset.split`. Raises DataError where the manifest lists no such split."""
-        listed = self._said["splits"].get(name)
-        if listed is None:
-            self.whole.split(name)  # there may be none of that name at all
-            raise DataError(f"{self._path} lists no {name} split", "take a manifest of a run that has used one")
+        """See `Dataset.split`. A warning where images are not those that the manifest was written of."""
+        split, said = self.listed(name), self._said["splits"][name]
+        with contextlib.suppress(DataError):  # an image that cannot be read is told by who needs it
+            if said["content"] not in (None, split.content) and said["digest"] == split.digest:
+                warnings.warn(
+                    f"images of the {name} split are not those that {self._path} was written of: other files, or "
+                    "another size or resize",
+                    RunWarning,
+                    stacklevel=2,
+                )
+        return split
+
+    def listed(self, name: str) -> Split:
+        said = self._said["splits"].get(name)
+        if said is None:
+            self.whole.listed(name)  # there may be none of that name at all
+            raise MissingSplit(f"{self._path} lists no {name} split", "take a manifest of a run that has used one")
+        pool = self._pool
         places = []
-        for file, label, size in listed["files"]:
-            place = self._pool.places.get(file)
+        for file, label, size in said["files"]:
+            place = pool.places.get(file)
             if place is None:
                 raise DataError(f"{self._path} lists {file}, which is not in the data", "complete the data")
-            there = self._pool.sizes[place] if self._pool.sizes else None
-            if size is not None and there is not None and size != there:
+            there = pool.size(place)
+            if None not in (size, there) and size != there:
                 raise DataError(
                     f"{file} is {there} bytes long, and {size} in {self._path}", "restore the file that was used"
                 )
-            if self._label[label] != self._pool.labels[place]:
-                theirs = self.classes.names[int(self._pool.labels[place])]
+            if self._labels[label] != pool.labels[place]:
+                theirs = self.classes.names[int(pool.labels[place])]
                 raise DataError(
                     f"{self._path} calls {file} {self._said['classes'][label]!r}; the data say {theirs!r}",
                     "is it a manifest of these data?",
                 )
             places.append(place)
-        split = Subset(self._pool, torch.tensor(places, dtype=torch.long))
-        if listed.get("content") not in (None, split.content) and split.digest == listed["digest"]:
-            warnings.warn(
-                f"images of the {name} split are not those that {self._path} was written of: other files, or another "
-                "size or resize",
-                RunWarning,
-                stacklevel=2,
-            )
-        return split
+        return Subset(pool, torch.tensor(places, dtype=torch.long))
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "manifest": hashlib.sha256(resource(self._path).read_bytes()).hexdigest()}
+        return {"manifest": self._sha256, "of": super().record()}
 
     def parts(self) -> Sequence[Path]:
         return [*super().parts(), resource(self._path)]
@@ -242,10 +265,9 @@ class _Pool(Split):
         if all(split.sources is not None for split in splits):
             self.sources = torch.cat([split.sources for split in splits if split.sources is not None])
 
-    @cached_property
-    def sizes(self) -> list[int] | None:  # type: ignore[override]
-        known = [split.sizes for split in self._splits]
-        return None if None in known else [size for sizes in known if sizes for size in sizes]
+    def size(self, index: int) -> int | None:
+        split, place = self._owners[index]
+        return split.size(place)
 
     def load(self, index: int) -> Tensor:
         split, place = self._owners[index]

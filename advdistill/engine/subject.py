@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from advdistill.data.presence import lacking_scopes
 from advdistill.engine import build
 from advdistill.engine.checkpoint import Classifier, Opened, open_checkpoint, open_teacher
-from advdistill.engine.data import Dataset, Split
+from advdistill.engine.data import Dataset, Split, Subset, stratified
 from advdistill.engine.evaluate import Bench, split_reader
 from advdistill.engine.judge import Judge
 from advdistill.engine.manifest import manifest
@@ -196,7 +196,9 @@ class Subject:
 
     def manifest(self, split: str) -> dict[str, Any]:
         """Which files it is measured on, see `advdistill.engine.manifest`."""
-        return manifest(self.data, self.block.tree(), self.splits, [split])
+        whole, limits = self.splits(split), [protocol.limit for protocol in self.protocols]
+        drawn = stratified(whole.labels, max(limits) if all(limits) else 0, self.seed)
+        return manifest(self.data, self.block.tree(), {split: Subset(whole, drawn)}, [split])
 
     def bench(self, **how: Any) -> Bench:
         """Where it is measured; the verdict is the exported model's. `how`: further fields of `Bench`."""
@@ -303,7 +305,7 @@ def subjects(
         data_of: whose data and threat are meant where nobody says; None: the model's own.
         classes: as for `subject`; "": as the scope says.
 
-    Scopes whose data are not there are left out: `advdistill.data.presence.lacking_scopes` says which.
+    Scopes whose data are not there are left out: `left_out` says which.
 
     Raises:
         MissingData: there are no others.
@@ -313,7 +315,7 @@ def subjects(
 
     settings = suite.model
     listed, scopes = settings.protocols.items(), settings.scopes or {"": Scope()}
-    lacks = {} if data else lacking_scopes(suite, registry)
+    lacks = left_out(target, suite, registry, data=data, data_of=data_of)
     if len(lacks) == len(scopes):
         raise MissingData(
             f"none of the data of {suite.name} are there: {'; '.join(lacks.values())}",
@@ -358,6 +360,17 @@ def subjects(
             notes = (*notes, f"{target.name} has prompts of its own, which stand in the place of {name}'s templates")
         participant, splits = target.participant(dataset.classes, told), split_reader(dataset)
         yield Subject(target.name, participant, dataset, block, splits, ranked, settings.seed, notes, target, name)
+
+
+def left_out(
+    target: Target, suite: Suite, registry: Registry, *, data: str | None = None, data_of: Target | None = None
+) -> Mapping[str, str]:
+    """Scope -> what of its data is missing, so that it cannot be measured here. Arguments as for `subjects`."""
+    if data:
+        return {}
+    owner, named = data_of or target, suite.data.keys() >= suite.model.scopes.keys()
+    own = None if named or owner.opened is None else _own_data(owner, registry)
+    return lacking_scopes(suite, registry, own)
 
 
 def _data(target: Target, registry: Registry, block: Block, classes: str) -> tuple[Dataset, tuple[str, ...]]:

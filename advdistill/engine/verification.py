@@ -13,8 +13,8 @@ from typing import Any
 
 from advdistill.data.place import place
 from advdistill.engine import build
-from advdistill.engine.data import Dataset, Split, looked_at, valid
-from advdistill.errors import DataError, UserError
+from advdistill.engine.data import Dataset, Split, image_of, looked_at
+from advdistill.errors import DataError, MissingSplit
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.model import Portion
 from advdistill.recipe.resolve import Block
@@ -119,7 +119,7 @@ def verify(
     if isinstance(block, DataBlock):  # what cannot be read is to be found, not to be passed over
         block = replace(block, portion=block.portion.model_copy(update={"on_error": "stop"}))
     data = build.dataset(registry, block)
-    splits, absent = _opened(data)
+    splits, absent, closed = _opened(data)
     seen = {name: _look(split, partial(show, name), workers) for name, split in splits.items()}
     unreadable = [
         Unreadable(name, splits[name].ids[index], why)
@@ -133,24 +133,26 @@ def verify(
         absent,
         unreadable,
         list(_twins(splits, seen, data)),
-        [*missing, *_odd_sizes(splits, seen)],
+        [*closed, *missing, *_odd_sizes(splits, seen)],
         [*notes, *_basis(data)],
         data.record(),
     )
 
 
-def _opened(data: Dataset) -> tuple[dict[str, Split], dict[str, str]]:
-    splits, absent = dict[str, Split](), dict[str, str]()
+def _opened(data: Dataset) -> tuple[dict[str, Split], dict[str, str], list[str]]:
+    splits, absent, wrong = dict[str, Split](), dict[str, str](), list[str]()
     for name in SPLITS:
         try:
             split = data.split(name)
-        except DataError as error:
+        except MissingSplit as error:
             absent[name] = error.message
+        except DataError as error:
+            wrong.append(f"{name} cannot be opened: {error.message}")
         else:
             splits[name] = split
     if not splits:
-        raise DataError("; ".join(absent.values()), "there is nothing to look at")
-    return splits, absent
+        raise DataError("; ".join([*absent.values(), *wrong]), "there is nothing to look at")
+    return splits, absent, wrong
 
 
 def _counts(split: Split, data: Dataset) -> Counts:
@@ -185,17 +187,11 @@ def _look(split: Split, show: Callable[[int, int], None], workers: int | str) ->
 def _said(split: Split, index: int) -> tuple[bytes, str, str]:
     """Hash of an image's pixels, its size, and why it cannot be read."""
     try:
-        image = valid(split.load(index))
-    except UserError as error:
-        return b"", "", _shortened(error.message)
-    except Exception as error:  # a reader that stumbles over one file shall not hide what is wrong with the others
-        return b"", "", _shortened(f"{type(error).__name__}: {error}")
-    pixels = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
-    return pixels, " × ".join(map(str, image.shape[-2:])), ""
-
-
-def _shortened(reason: str) -> str:
-    return " ".join(reason.split())[:340]
+        found = image_of(split, index)
+    except DataError as error:
+        return b"", "", " ".join(error.message.split())[:340]
+    pixels = hashlib.blake2b(found.contiguous().numpy().tobytes(), digest_size=16).digest()
+    return pixels, " × ".join(map(str, found.shape[-2:])), ""
 
 
 def _twins(splits: Mapping[str, Split], seen: Mapping[str, _Looked], data: Dataset) -> Iterator[Twins]:
@@ -217,10 +213,10 @@ def _lengths(splits: Mapping[str, Split]) -> dict[str, Sequence[int]] | None:
     found: dict[str, Sequence[int]] = {}
     for name, split in splits.items():
         try:
-            sizes = split.sizes
+            sizes = [size for index in range(len(split)) if (size := split.size(index)) is not None]
         except DataError:  # a file is missing, which is told elsewhere
             return None
-        if sizes is None:
+        if len(sizes) < len(split):
             return None
         found[name] = sizes
     return found

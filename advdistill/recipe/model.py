@@ -57,7 +57,8 @@ class Portion(Config):
     settings would draw; "": none."""
     on_error: Literal["stop", "skip"] = "stop"
     """What becomes of an image that cannot be read. `stop`: an error names it. `skip`: all images are looked at before
-    they are used; those that cannot be read take no part, after shots were drawn, and every result says how many."""
+    they are used; those that cannot be read take no part, after shots were drawn. The run's manifest names them, and
+    the statement of every number counts those of its split."""
 
 
 class Threat(Config):

@@ -12,11 +12,14 @@ import traceback
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advdistill.errors import Diverged, RunError, UserError
 from advdistill.recipe.suite import Suite
 from advdistill.study.cells import FAILURE, LOG, Unit
+
+if TYPE_CHECKING:
+    from advdistill.engine.subject import Target
 
 INTERRUPTED = "interrupted"
 """Why a unit failed that was told to stop; all is saved."""
@@ -122,8 +125,8 @@ def work(unit: Unit) -> None:
 
 def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
     """Measure it, unless its training diverged: then there is nothing to measure. Its note ends it."""
-    from advdistill.data.presence import lacking_scopes
     from advdistill.engine.checkpoint import write_json
+    from advdistill.engine.subject import Target, left_out
     from advdistill.recipe.suite import load_suite
 
     opened, began = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
@@ -134,8 +137,9 @@ def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
         folder.mkdir(exist_ok=True)
         said["diverged"] = diverged
     else:
-        lacks = lacking_scopes(suite, registry)  # before: what comes meanwhile is measured the next time
-        said["accuracy"] = _accuracy(unit, suite, registry)
+        target = Target(f"{unit.folder}/last.safetensors", registry)
+        lacks = left_out(target, suite, registry)  # before: what comes meanwhile is measured the next time
+        said["accuracy"] = _accuracy(unit, target, suite, registry)
         if lacks:
             said["left out"] = dict(lacks)
     said |= {"trained here for": round(trained, 1), "measured here for": round(time.monotonic() - began, 1)}
@@ -143,12 +147,11 @@ def _conclude(unit: Unit, registry: Any, trained: float, diverged: str) -> None:
     write_json(folder / "unit.json", said)
 
 
-def _accuracy(unit: Unit, suite: Suite, registry: Any) -> dict[str, float]:
+def _accuracy(unit: Unit, target: Target, suite: Suite, registry: Any) -> dict[str, float]:
     """Measure it. Returns heading -> share."""
     from advdistill.engine.campaign import Campaign
-    from advdistill.engine.subject import Target, subjects
+    from advdistill.engine.subject import subjects
 
-    target = Target(f"{unit.folder}/last.safetensors", registry)
     with Campaign(Path(unit.folder) / unit.measured, target, suite, {}, overwrite=False) as campaign:
         found, _ = campaign.run(list(subjects(target, suite, registry)), registry, images=False)
     return {column.heading: column.outcome.count.share for column in found.columns}

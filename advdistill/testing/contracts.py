@@ -27,7 +27,7 @@ from advdistill.engine.participant import Participant, Seen
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses, Strategy
 from advdistill.engine.types import ClassSet, Clock, Threat
-from advdistill.errors import DataError
+from advdistill.errors import DataError, MissingSplit
 from advdistill.testing.toy import CLASSES, ToyAttack, ToyConfig, ToyDataset, ToyModel
 
 RADII = {"linf": 8 / 255, "l2": 2.5, "l1": 20.0, "l0": 60.0}
@@ -545,10 +545,10 @@ def check_dataset(dataset: Dataset, splits: Iterable[str] = ("train", "val", "te
     demand(generators == _generators(), told + "it moved a global random generator")
     try:
         dataset.split("no-such-split")
-    except DataError:
-        pass
-    else:
-        raise Broken(told + "a split that it does not have must be a DataError")
+        missed = True
+    except DataError as error:
+        missed = not isinstance(error, MissingSplit)
+    demand(not missed, told + "a split that it does not have must be a MissingSplit")
     json.dumps(dataset.record())
 
 

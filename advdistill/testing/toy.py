@@ -16,7 +16,7 @@ from advdistill.engine.data import ArraySplit, Dataset, Split, seeded
 from advdistill.engine.model import Factored
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet, Threat
-from advdistill.errors import DataError
+from advdistill.errors import MissingSplit
 from advdistill.recipe.fields import Config
 
 CLASSES = ClassSet(("ant", "bee", "cat", "dog", "eel", "fox"), ("a photo of a {}.",))
@@ -94,7 +94,7 @@ class ToyDataset(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in ("train", "val", "test"):
-            raise DataError(f"there is no split {name!r}", "use train, val or test")
+            raise MissingSplit(f"there is no split {name!r}", "use train, val or test")
         labels = torch.arange(len(self.classes)).repeat(10)
         patterns = torch.stack([pattern(each) for each in self.classes.names]).repeat_interleave(2, 2)
         noise = torch.rand(len(labels), 3, 2 * SIDE, 2 * SIDE, generator=seeded("toy images", name)) - 0.5

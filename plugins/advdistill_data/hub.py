@@ -55,10 +55,9 @@ class Rows(Source):
 
     def stamp(self, name: str) -> str:
         part, row = name.split("/")
-        files = list(self._files[part])
         if part in self._paths and (path := (self._tables[part][int(row)][self._column] or {}).get("path")):
-            files.append(Path(path))
-        return "/".join([row, *map(stamp_of, files)])
+            return f"{name}/{stamp_of(Path(path))}"
+        return name
 
     def parts(self) -> list[Path]:
         return sorted({file for files in self._files.values() for file in files})
@@ -167,8 +166,10 @@ def _label_column(library: Any, features: Mapping[str, Any], config: configs.Hug
     named = [name for name, feature in features.items() if isinstance(feature, library.ClassLabel)]
     types = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
     plain = [name for name, kind in types.items() if name not in named and kind.startswith(("int", "uint", "string"))]
-    if config.label in plain or (not named and "label" in plain):
-        return config.label or "label"
+    if config.label in plain:
+        return config.label
+    if not (config.label or named) and "label" in plain:
+        return "label"
     return _chosen("label", config.label, named, "classes", features, config)
 
 

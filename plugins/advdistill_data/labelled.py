@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from advdistill import ClassSet, DataError, Dataset, Split, few_shot, partition, resource
+from advdistill import ClassSet, DataError, Dataset, MissingSplit, Split, few_shot, partition, resource
 from advdistill_data import configs
 from advdistill_data.pictures import PictureSplit, Source
 
@@ -111,9 +111,9 @@ class PictureDataset(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            raise DataError(f"there is no split {name!r}", "use train, val or test")
+            raise MissingSplit(f"there is no split {name!r}", "use train, val or test")
         if not len(self._splits[name]):
-            raise DataError(
+            raise MissingSplit(
                 f"the {name} split of {self.place} holds no images",
                 f"add a {name} split to the data, or let a larger share of the images become it",
             )

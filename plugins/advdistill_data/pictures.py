@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def stamp(self, name: str) -> str:
-        """Changes when the picture does. Raises DataError where it is missing."""
+        """Changes when the picture does, or stands elsewhere in `parts`. Raises DataError where it is missing."""
 
     def size(self, name: str) -> int | None:
         """Bytes of the file that holds this picture and nothing else; None: there is none."""
@@ -180,12 +180,11 @@ class PictureSplit(Split):
         change."""
         found = hashlib.sha256(f"{self.digest}/{self.config.size}/{self.config.resize}".encode())
         found.update("".join(f"{self.source.stamp(name)}\n" for name in self.ids).encode())
+        found.update("/".join(map(stamp_of, self.source.parts())).encode())
         return found.hexdigest()[:16]
 
-    @cached_property
-    def sizes(self) -> list[int] | None:  # type: ignore[override]
-        found = [size for name in self.ids if (size := self.source.size(name)) is not None]
-        return found if len(found) == len(self.ids) else None
+    def size(self, index: int) -> int | None:
+        return self.source.size(self.ids[index])
 
     def _decoded(self, index: int) -> Image.Image:
         return self.source.picture(self.ids[index])

@@ -18,7 +18,7 @@ from PIL import Image
 from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
 from advdistill_data.labelled import SPLITS, Listing, PictureDataset, check_trained, labels_in_order, numbered
-from advdistill_data.pictures import Source, decode, stamp_of
+from advdistill_data.pictures import Source, decode
 from advdistill_data.scan import check_name
 
 _REMOTE = re.compile(r"[A-Za-z][\w+.-]+:")
@@ -52,8 +52,7 @@ class Shards(Source):
         return decode(io.BytesIO(_bytes(shard, member)), f"{shard}/{member.name}")
 
     def stamp(self, name: str) -> str:
-        shard, member = self._places[name]
-        return f"{stamp_of(shard)}/{member.start}"
+        return f"{name}/{self._places[name][1].start}"
 
     def parts(self) -> list[Path]:
         return sorted({shard for shard, _ in self._places.values()})

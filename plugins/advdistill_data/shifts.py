@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from advdistill import DataError, MissingData, Split, data_folder, data_home
+from advdistill import DataError, MissingData, MissingSplit, Split, data_folder
 from advdistill_data import configs, origins
 from advdistill_data.imagenet import (
     check_some,
@@ -64,14 +64,14 @@ class Shifted(KnownDataset):
 
     def split(self, name: str) -> Split:
         if name in ("train", "val"):
-            raise DataError(f"{self.name} has test images only, no {name} split", "train and validate on imagenet")
+            raise MissingSplit(f"{self.name} has test images only, no {name} split", "train and validate on imagenet")
         return super().split(name)
 
     def _tree(self, root: str) -> Path:
-        data_folder(self.origin, root)  # raises where a fetch into it was not finished
-        base = existing_folder(root or data_home())
+        own = data_folder(self.origin, root)  # raises where a fetch into it was not finished
+        base = existing_folder(root) if root else own
         trees = self.tree.split("|")
-        places = [f"{self.origin.folder}/{tree}" for tree in trees] + trees
+        places = [f"{self.origin.folder}/{tree}" for tree in trees] + trees if root else trees
         for place in [*places, *([""] if root else [])]:
             if (base / place).is_dir() and self._folders(base / place):
                 return base / place

@@ -17,12 +17,12 @@ import numpy as np
 import torchvision
 from PIL import Image
 
-from advdistill import DataError, MissingData, data_home
+from advdistill import DataError, MissingData, data_folder, data_home
 from advdistill_data import configs, origins
 from advdistill_data.ensembles import names
 from advdistill_data.known import KnownDataset
 from advdistill_data.labelled import Listing, PictureDataset, check_trained, labels_in_order
-from advdistill_data.pictures import Files, Source, readable, stamp_of, to_rgb
+from advdistill_data.pictures import Files, Source, readable, to_rgb
 from advdistill_data.scan import check_name, existing_folder
 
 _BY_FLAG = ("train", {"train": True, "test": False})
@@ -81,7 +81,7 @@ class Items(Source):
         files = self._files.get(name.split("/")[0])
         if files is None:
             return hashlib.sha256(self.picture(name).tobytes()).hexdigest()[:16]
-        return "/".join([name, *map(stamp_of, files)])
+        return name
 
     def parts(self) -> list[Path]:
         return sorted({file for files in self._files.values() for file in files})
@@ -131,6 +131,7 @@ class SmallSet(KnownDataset):
     config: configs.Small
 
     def __init__(self, config: configs.Small) -> None:
+        data_folder(self.origin, config.root)  # raises where a fetch into it was not finished
         root = self._around(existing_folder(config.root or data_home()))
         splits = _read(self.reader, root, {}, f"advdistill data fetch {self.sentences}")
         files = {part: sorted(root.glob(pattern)) for part, pattern in self.files.items()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from advdistill import ArraySplit, ClassSet, DataError, Dataset, Noise, Split, few_shot, partition
+from advdistill import ArraySplit, ClassSet, Dataset, MissingSplit, Noise, Split, few_shot, partition
 from advdistill_demo import configs
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -73,7 +73,7 @@ class Digits(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            raise DataError(f"digits have no split {name!r}", "use train, val or test")
+            raise MissingSplit(f"digits have no split {name!r}", "use train, val or test")
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:

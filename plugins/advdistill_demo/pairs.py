@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from advdistill import ClassSet, DataError, Dataset, Noise, Split, few_shot
+from advdistill import ClassSet, Dataset, MissingSplit, Noise, Split, few_shot
 from advdistill_demo import configs
 from advdistill_demo.digits import NAMES, shifted
 
@@ -198,7 +198,7 @@ class PairDataset(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            raise DataError(
+            raise MissingSplit(
                 f"there is no split {name!r}, or not two pictures of each kind in it", "use train, val or test"
             )
         return self._splits[name]

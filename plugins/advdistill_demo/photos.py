@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from advdistill import ClassSet, DataError, Dataset, MissingData, Split, few_shot, partition, resource
+from advdistill import ClassSet, DataError, Dataset, MissingData, MissingSplit, Split, few_shot, partition, resource
 from advdistill_demo import configs
 from advdistill_demo.digits import Shifted
 from advdistill_demo.pairs import KINDS, PairDataset, combinations, recorded
@@ -163,7 +163,7 @@ class Photos(Dataset):
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            raise DataError(f"photos have no split {name!r}", "use train, val or test")
+            raise MissingSplit(f"photos have no split {name!r}", "use train, val or test")
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:

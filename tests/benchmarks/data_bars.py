@@ -62,9 +62,9 @@ def _scan(given: argparse.Namespace, root: Path) -> None:
         for image in range(each):
             (folder / f"{image:06d}.jpg").touch()
 
-    def listed() -> tuple[int, str, list[int] | None]:
+    def listed() -> tuple[int, str, list[int | None]]:
         split = _whole(root).split("train")
-        return len(split), split.version, split.sizes
+        return len(split), split.version, [split.size(index) for index in range(len(split))]
 
     count, before, _ = listed()
     seconds = [_seconds(lambda: _whole(root)) for _ in range(RUNS)]

@@ -439,7 +439,7 @@ def test_files_are_listed_in_the_order_of_their_names(tmp_path, monkeypatch):
     data = torchvision_set("EuroSAT", tmp_path)
     ids = list(data.split("train").ids)
     assert ids == sorted(ids) and ids[0] == "eurosat/2750/AnnualCrop/AnnualCrop_0.jpg"
-    assert data.split("train").sizes[0] == (tmp_path / ids[0]).stat().st_size
+    assert data.split("train").size(0) == (tmp_path / ids[0]).stat().st_size
     (tmp_path / ids[0]).write_bytes(b"")
     with pytest.raises(DataError, match=r"AnnualCrop_0\.jpg is not an image"):
         data.split("train").load(0)

@@ -22,10 +22,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from advdistill import DataError, RunError
+from advdistill import DataError, MissingSplit, RunError
 from advdistill.engine import build, fit, manifest
-from advdistill.engine.data import Readable, unreadable
-from advdistill.engine.evaluate import split_reader
+from advdistill.engine.data import Readable, Sealed, unreadable
 from advdistill.errors import RecipeError, RunWarning
 from advdistill.hooks.registry import default_registry
 from advdistill.recipe.resolve import load_recipe, resolve_blocks
@@ -55,7 +54,8 @@ def data(root: Path, **settings):
 
 def written(path: Path, root: Path, **settings) -> Path:
     dataset = data(root, **settings)
-    said = manifest.manifest(dataset, block(root, **settings).tree(), split_reader(dataset))
+    used = {name: dataset.split(name) for name in ("train", "val", "test")}
+    said = manifest.manifest(dataset, block(root, **settings).tree(), used)
     path.mkdir(exist_ok=True)
     manifest.write(path, said)
     return path / "manifest.json"
@@ -83,7 +83,7 @@ class TestManifest:
             assert list(ours.ids) == list(theirs.ids)
             assert ours.digest == theirs.digest
             assert ours.content == theirs.content
-            assert list(ours.sizes) == list(theirs.sizes)
+            assert [ours.size(i) for i in range(len(ours))] == [theirs.size(i) for i in range(len(theirs))]
 
     def test_it_is_taken_with_shots_of_its_own_nowhere(self, root, tmp_path):
         file = written(tmp_path / "run", root, shots=3)
@@ -101,6 +101,9 @@ class TestManifest:
             (lambda said: said["splits"]["train"]["files"].append(["ant/00.png"]), "is damaged"),
             (lambda said: said["splits"]["train"]["files"][0].__setitem__(1, 7), "is damaged"),
             (lambda said: said.pop("classes"), "is damaged"),
+            (lambda said: said["splits"]["train"].pop("digest"), "is damaged"),
+            (lambda said: said["splits"]["train"]["files"].append(said["splits"]["train"]["files"][0]), "is damaged"),
+            (lambda said: said["splits"]["train"].update(files=[]), "is damaged"),
             (lambda said: said.pop("advdistill manifest"), "is no manifest of format 1"),
         ],
     )
@@ -128,15 +131,20 @@ class TestManifest:
             data(root, manifest=str(file)).split("train")
 
     def test_a_sealed_test_split_is_listed_and_not_looked_at(self, root):
-        from advdistill.engine.data import Sealed
-
         dataset = data(root)
-        for name in dataset.split("test").ids:
-            (root / name).write_bytes(b"no image")
-        sealed = Sealed(dataset)
-        said = manifest.manifest(sealed, {}, sealed.split)
-        assert said["splits"]["test"]["content"] is None
-        assert len(said["splits"]["test"]["files"]) == 10
+        file = written(root.parent / "run", root)
+        for name in dataset.split("test").ids:  # whoever opened one would stumble
+            (root / name).write_bytes(bytes((root / name).stat().st_size))
+        for settings in ({}, {"on_error": "skip"}, {"manifest": str(file)}, {"half": "base", "on_error": "skip"}):
+            sealed = Sealed(data(root, **settings))
+            used = {"train": sealed.split("train")}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                said = manifest.manifest(sealed, {}, used)
+            assert said["splits"]["test"]["content"] is None
+            assert len(said["splits"]["test"]["files"]) in (10, 6)
+            with pytest.raises(MissingSplit, match="sealed"):
+                sealed.split("test")
 
 
 @pytest.fixture
@@ -190,8 +198,45 @@ class TestRun:
         assert split["of"] == split["samples"] == 9
         assert json.loads((tmp_path / "run" / "manifest.json").read_text())["splits"]["train"]["samples"] == 7
 
+    def test_other_class_names_are_another_run(self, recipe, root, tmp_path):
+        (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+        words = [recipe[0].replace("shots: 2", f"shots: 2, class_names: {tmp_path}/names.txt"), *recipe[1:]]
+        run(words)
+        (tmp_path / "names.txt").write_text("d\nc\nb\na\n")
+        with pytest.raises(RunError, match="called otherwise"):
+            run(words, resume=True)
+
+    def test_its_own_manifest_serves_to_begin_anew(self, recipe, root, tmp_path):
+        run(recipe)
+        file = tmp_path / "run" / "manifest.json"
+        before = json.loads(file.read_text())["splits"]
+        words = [recipe[0].replace(", shots: 2", f", manifest: {file}"), *recipe[1:]]
+        run(words, overwrite=True)
+        assert json.loads(file.read_text())["splits"] == before
+
+    def test_a_split_that_is_not_looked_at_may_be_broken(self, recipe, root):
+        for name in data(root, shots=2).split("test").ids:
+            (root / name).write_bytes(b"no image")
+        run([*recipe, "evaluate.protocols=[]"])
+
 
 class TestReadable:
+    def test_halves_count_their_own(self, root, tmp_path):
+        (root / "ant" / "00.png").write_bytes(b"")
+        (root / "dog" / "00.png").write_bytes(b"")
+        with pytest.warns(RunWarning, match=r"ant/00\.png"):
+            half = data(root, half="base", on_error="skip", val_share=0, test_share=0)
+            assert list(half.split("train").skipped) == ["ant/00.png"]
+        assert half.record()["unreadable"] == {"train": ["ant/00.png"]}
+
+    def test_of_a_manifest(self, root, tmp_path):
+        file = written(tmp_path / "run", root, shots=3)
+        name = data(root, shots=3).split("train").ids[0]
+        (root / name).write_bytes(bytes((root / name).stat().st_size))
+        with pytest.warns(RunWarning, match="1 of 12 images"):
+            split = data(root, manifest=str(file), on_error="skip").split("train")
+        assert len(split) == 11 and list(split.skipped) == [name]
+
     def test_what_cannot_be_read_is_told_with_its_reason(self, root):
         (root / "ant" / "03.png").write_bytes(b"")
         whole = data(root, val_share=0, test_share=0).split("train")

@@ -27,7 +27,7 @@ from advdistill import ArraySplit, ClassSet, Config, Dataset, DatasetSpec, Origi
 from advdistill.data.place import STATE, WORK
 from advdistill.engine.contact_sheet import contact_sheet, save_sheet
 from advdistill.engine.verification import Verification, verify
-from advdistill.errors import DataError
+from advdistill.errors import DataError, MissingSplit
 from advdistill.hooks.manager import Plugin
 from advdistill.hooks.registry import Registry, default_registry
 from advdistill.recipe.resolve import resolve_blocks
@@ -147,7 +147,7 @@ class Published(Dataset):
         if name == "val":
             return Odd(5)
         if name == "test":
-            raise DataError("there is no test split")
+            raise MissingSplit("there is no test split")
         return ArraySplit(torch.rand(count, 3, 8, 8), torch.arange(count) % 4, [f"train/{i}" for i in range(count)])
 
 
