@@ -153,10 +153,8 @@ class Run:
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
         started = time.monotonic()
-        files = self._files()  # before the folder begins anew: a manifest to be used may lie in it
         self.folder.begin()
-        if files:
-            manifest.write(self.folder.path, files)
+        self._note_files()
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))
         for message in self.recipe.warnings:
             self.tell(Warned(message))
@@ -190,14 +188,14 @@ class Run:
         self.tell(RunFinished(self.clock, tuple(rows), self.folder.path, time.monotonic() - started))
         return rows
 
-    def _files(self) -> dict[str, Any] | None:
-        """The manifest that is to be written: which files the run uses. None: it goes on, and they are the same.
+    def _note_files(self) -> None:
+        """Write down which files the run uses; one that goes on must find the same.
 
         Raises:
             RunError: the data have changed since the run began.
         """
         if not self.folder.ours:
-            return None
+            return
         evaluate, splits = self.recipe.evaluate, self.parts.splits
         looked_at = {"train", *(protocol.split for protocol in evaluate.protocols)}
         looked_at |= {evaluate.probe.split} if evaluate.every else set()
@@ -205,13 +203,12 @@ class Run:
         now = manifest.manifest(self.parts.dataset, self.recipe.tree["data"], used)
         path = self.folder.path / manifest.FILE
         if not (self.folder.resuming and path.exists()):
-            return now
-        if what := manifest.changed(manifest.read(path), now):
+            manifest.write(self.folder.path, now)
+        elif what := manifest.changed(manifest.read(path), now):
             raise RunError(
                 f"the data are not those that this run began with: {what}",
                 f"restore them ({path} lists them), or begin anew with another save.dir=…",
             )
-        return None
 
     @property
     def clock(self) -> Clock:

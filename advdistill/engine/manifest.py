@@ -179,7 +179,7 @@ class Listed(Part):
 
     Args:
         whole: the data set, with all its samples.
-        path: the manifest, which is read once.
+        path: the manifest, which is read once: a run that begins anew may put another in its place.
 
     Raises:
         DataError: the manifest cannot be read, names classes that the data do not have, or files that are not there or
@@ -246,9 +246,6 @@ class Listed(Part):
 
     def record(self) -> dict[str, Any]:
         return {"manifest": self._sha256, "of": super().record()}
-
-    def parts(self) -> Sequence[Path]:
-        return [*super().parts(), resource(self._path)]
 
 
 class _Pool(Split):

@@ -630,7 +630,7 @@ def test_an_unknown_split_must_be_an_error():
         def split(self, name):
             return super().split(name if name in ("train", "val", "test") else "test")
 
-    with pytest.raises(Broken, match="DataError"):
+    with pytest.raises(Broken, match="MissingSplit"):
         check_dataset(Obliging(None))
 
 

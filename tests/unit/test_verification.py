@@ -168,7 +168,7 @@ def test_a_published_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     count, size, unreadable = found.findings
     assert count == "count: 11 images, where 10 are published"
     assert size == "size: #4 (val) is 9 × 9, where others are 8 × 8"
-    assert unreadable.startswith("unreadable: #2: KeyError: 'xxx") and len(unreadable) < 500
+    assert unreadable.startswith("unreadable: image #2 cannot be read: KeyError: 'xxx") and len(unreadable) < 500
     assert "without split.json: its own division" in found.notes
     assert found.absent == {"test": "there is no test split"}
     assert not any("count" in line for line in published("data.take=5").findings)
