@@ -132,7 +132,7 @@ class SmallSet(KnownDataset):
 
     def __init__(self, config: configs.Small) -> None:
         data_folder(self.origin, config.root)  # raises where a fetch into it was not finished
-        root = self._around(existing_folder(config.root or data_home()))
+        root = self._around(existing_folder(config.root)) if config.root else existing_folder(data_home())
         splits = _read(self.reader, root, {}, f"advdistill data fetch {self.sentences}")
         files = {part: sorted(root.glob(pattern)) for part, pattern in self.files.items()}
         source, listing = _listed(self.reader, root, splits, names(self.sentences), files)
