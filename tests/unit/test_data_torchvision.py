@@ -577,10 +577,9 @@ class TestSmall:
 
     def test_roots(self, tmp_path, monkeypatch):
         cifar10(tmp_path / "cifar10", monkeypatch)
-        monkeypatch.setenv("ADVDISTILL_DATA", str(tmp_path))
+        monkeypatch.setenv("ADVDISTILL_DATA", str(tmp_path / "cifar10"))
         ways = ["", str(tmp_path), str(tmp_path / "cifar10"), str(tmp_path / "cifar10" / "cifar-10-batches-py")]
         assert len({Cifar10(configs.Small(root=way)).split("train").version for way in ways}) == 1
-        monkeypatch.setenv("ADVDISTILL_DATA", str(tmp_path / "cifar10"))
         assert len(torchvision_set("CIFAR10", "").split("test")) == 10
 
     @pytest.mark.parametrize("name", SMALL)
