@@ -143,16 +143,16 @@ class Run:
                 f"the processes of this run would go on after different steps: {', '.join(map(str, sorted(steps)))}",
                 "save.dir must be a folder that all machines share",
             )
-        if len(set(world.gather(self.split.digest))) > 1:
-            raise RunError(
-                "the processes of this run do not see the same training samples", "the data must lie where all see them"
-            )
         if train.accumulate == "auto" and self.step < self.steps:
             self.portions = self._fewest_portions()
 
     def go(self) -> list[Results]:
         """All of it; see the head of this module."""
         started = time.monotonic()
+        if len(set(self.world.gather(self.split.digest))) > 1:
+            raise RunError(
+                "the processes of this run do not see the same training samples", "the data must lie where all see them"
+            )
         self.folder.begin()
         self._note_files()
         self.tell(RunStarted(self.recipe.name, self.folder.path, self.steps, self.step, self._plan()))

@@ -120,6 +120,7 @@ def test_an_attack_that_raises_loses_no_finished_pack(cli: Cli) -> None:
     assert same(Evaluation.read(Path("evaluations/adversarial_ce-s")), Evaluation.read(Path("whole")))
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_finished_pack(cli: Cli) -> None:
     Path("k.yaml").write_text("advdistill: 1\nlimit: 120\nprotocols: {PGD: {attack: {use: pgd, steps: 40}}}\n")
     words = ["evaluate", "--model", ROBUST, "--protocol", "k.yaml", "--batch-size", "10", "--out", "cut"]

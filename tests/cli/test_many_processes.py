@@ -255,6 +255,7 @@ def until(path: Path, step: int) -> None:
     raise AssertionError("the run does not get on")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     process = begin(tmp_path, "train", mortal(tmp_path, steps=500, pause=0.05), "--processes", 2)
     until(tmp_path / "run", 3)

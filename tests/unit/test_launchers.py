@@ -60,6 +60,7 @@ def test_a_killed_process_costs_nothing(tmp_path: Path) -> None:
     assert all(map(same, some, alone))
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_processes_ends(tmp_path: Path) -> None:
     found = done(Local(1), units(tmp_path, tmp_path, **stumbling(None, how="killed")))
     assert found["small · seed 0"] == ""

@@ -90,6 +90,7 @@ def test_no_weights_are_read(tmp_path: Path, kind: str) -> None:
         run_parts.build(made)
 
 
+@pytest.mark.slow
 def test_what_graphs_hold(tmp_path: Path) -> None:
     def held(kind: str = "tune", use: str = "adversarial-ce", steps: int = 2, **train: int) -> int:
         attack = {"use": "pgd", "steps": steps} if use == "adversarial-ce" else None
@@ -161,6 +162,7 @@ def test_flops_are_those_of_the_run(tmp_path: Path, scene: str, monkeypatch: pyt
     assert found is not None and found == pytest.approx({k: v for k, v in watch.spent.items() if v})
 
 
+@pytest.mark.slow
 def test_steps_of_an_attack_are_gone_through_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run_parts.recipe(tmp_path, student=clip(tmp_path, "prompts"), attack={"use": "pgd", "steps": 4})
     shortened, walked = planned(made), []
