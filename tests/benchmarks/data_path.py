@@ -26,11 +26,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from advdistill_data.configs import Folder as FolderConfig
 from advdistill_data.folder import Folder
-from PIL import Image
+from data_bars import photographs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -54,7 +53,7 @@ def main() -> None:
     given = options.parse_args()
     device = torch.device(given.device)
     with tempfile.TemporaryDirectory() as made:
-        root = given.photos or _made_up(Path(made), given.images)
+        root = given.photos or photographs(Path(made), given.images, (500, 375))
         config = FolderConfig(root=str(root), size=given.size, augment="crop-flip", val_share=0, test_share=0)
         split = Folder(config).split("train")
         rates: dict[str, list[float]] = {"usual": [], "first": [], "later": [], "stream": []}
@@ -132,20 +131,6 @@ class _Usual(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         split = self._split
         return self._look(split.source.picture(split.ids[index])), int(split.labels[index])  # type: ignore[attr-defined]
-
-
-def _made_up(root: Path, count: int) -> Path:
-    """JPEG files with detail on every scale, as photographs have."""
-    generator = np.random.default_rng(0)
-    for index in range(count):
-        image = np.zeros((375, 500, 3))
-        for cells in (4, 16, 64, 125):
-            coarse = generator.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
-            image += np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), float) / 4
-        folder = root / f"class{index % 8}"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(image.astype(np.uint8)).save(folder / f"{index:05d}.jpg", quality=90)
-    return root
 
 
 if __name__ == "__main__":
