@@ -306,7 +306,7 @@ import resource, sys, torch
 torch.set_num_threads(1)
 from advdistill.cli.main import main
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + (800 << 20), size + (800 << 20)))
+resource.setrlimit(resource.RLIMIT_AS, (size + (1100 << 20), size + (1100 << 20)))
 sys.argv = ["advdistill", "train", *sys.argv[1:]]
 main()
 """
