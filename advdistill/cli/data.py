@@ -314,6 +314,8 @@ def _subject(subject: str, settings: Sequence[str] | None, plugin: Sequence[str]
         return registry.with_files(recipe.plugin_hashes), recipe.data, recipe.name
     if odd := [word for word in words if "=" not in word]:
         raise UsageError(f"{odd[0]!r} is not a setting", "Write key=value, like root=DIR.")
+    if any(word.startswith("use=") for word in words):
+        raise UsageError("use= names another data set", "name it in the place of this one")
     blocks = resolve_blocks({"data": {"use": subject}}, registry, overrides=[f"data.{word}" for word in words])
     return registry, blocks[("data",)], entry.spec.name
 

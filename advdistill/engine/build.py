@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from advdistill.engine.participant import Manner, Participant, Seen
 from advdistill.engine.protocol import Attacker, Protocol
 from advdistill.engine.strategy import Strategy
 from advdistill.engine.types import ClassSet, Threat
-from advdistill.errors import DataError, RecipeError, UsageError
+from advdistill.errors import DataError, RecipeError, RunWarning, UsageError
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import AttackSpec
 from advdistill.recipe.model import Portion
@@ -105,9 +106,15 @@ def dataset(registry: Registry, block: Block, half: str = "") -> Dataset:
     """
     found: Dataset = component(registry, block)
     portion = block.portion if isinstance(block, DataBlock) else Portion()
-    if portion.manifest:
-        found = Listed(found, portion.manifest)
     wanted = half or portion.half
+    if portion.manifest:
+        found = listed = Listed(found, portion.manifest)
+        if listed.half not in ("all", wanted):
+            warnings.warn(
+                f"{portion.manifest} was written of data.half: {listed.half}, and {wanted} is used",
+                RunWarning,
+                stacklevel=2,
+            )
     if wanted != "all":
         found = HalfOfClasses(found, wanted)
     return Readable(found) if portion.on_error == "skip" else found

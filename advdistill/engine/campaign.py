@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from advdistill.engine.outcomes import FILE, Column, Evaluation
 from advdistill.engine.pictures import save_curves
 from advdistill.engine.store import Folder
 from advdistill.engine.subject import Subject, Target
-from advdistill.errors import RunError, UsageError
+from advdistill.errors import RunError, UsageError, UserError
 from advdistill.recipe.dump import to_yaml
 from advdistill.recipe.paths import file_name
 from advdistill.recipe.resolve import resolve_blocks
@@ -39,6 +40,17 @@ def folder_of(target: Target, suite: Suite) -> Path:
     path = target.opened.path if target.opened else None
     run = path.parent.name if path and path.stem in ("last", "best") else path.stem if path else target.name
     return Path("evaluations") / f"{file_name(run)}-{suite.name}"
+
+
+@contextlib.contextmanager
+def _of_scope(scope: str) -> Iterator[None]:
+    """An error inside says in which scope it was."""
+    try:
+        yield
+    except UserError as error:
+        if scope:
+            error.message = f"{scope}: {error.message}"
+        raise
 
 
 class Campaign:
@@ -140,8 +152,9 @@ class Campaign:
         how["world"] = self._world
         benches = [(subject, subject.bench(**how)) for subject in subjects]
         for subject, bench in benches:
-            for protocol in subject.protocols:
-                bench.statement(protocol)  # a model that is not there is told before anything is measured
+            with _of_scope(subject.scope):
+                for protocol in subject.protocols:
+                    bench.statement(protocol)  # a model that is not there is told before anything is measured
         if self._world.main:
             names = [file_name(subject.scope) for subject in subjects]
             if twice := [name for name in names if names.count(name) > 1]:
@@ -150,7 +163,8 @@ class Campaign:
                 manifest.write(self.path, subject.manifest(self.suite.model.split), file_name(subject.scope))
         columns: list[Column] = []
         for subject, bench in benches:
-            columns += bench.columns(subject.protocols, scope=subject.scope)
+            with _of_scope(subject.scope):
+                columns += bench.columns(subject.protocols, scope=subject.scope)
         facts = {**self.target.to_json(), "versions": {"advdistill": version}}
         evaluation = Evaluation(self.target.name, facts, tuple(columns))
         if not self._world.main:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from advdistill.engine.launch import cores, place
 from advdistill.engine.noise import Noise
 from advdistill.engine.types import ClassSet
-from advdistill.errors import DataError, MissingSplit, RunError, RunWarning, UserError
+from advdistill.errors import DataError, MissingSplit, RunError, RunWarning, UsageError, UserError
 
 T = TypeVar("T")
 
@@ -205,6 +205,11 @@ class HalfOfClasses(Part):
         names = whole.classes.names
         middle = -(-len(names) // 2)
         self._first, last = (0, middle) if half == "base" else (middle, len(names))
+        if last - self._first < 2:
+            raise UsageError(
+                f"the {half} half of {len(names)} classes is {last - self._first}: it takes at least two classes",
+                "leave data.half out",
+            )
         self.classes = ClassSet(names[self._first : last], whole.classes.templates)
 
     def split(self, name: str) -> Split:

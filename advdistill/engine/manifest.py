@@ -96,7 +96,12 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         was = before["splits"].get(name)
         if was is None or was["digest"] != split["digest"]:
             return f"the {name} split has other samples"
-        if split["content"] and (was["content"] != split["content"] or was["files"] != split["files"]):
+        if not split["content"]:
+            continue
+        for one, other in zip(was["files"], split["files"], strict=True):
+            if one != other:
+                return f"images of the {name} split have changed, {other[0]} for one"
+        if was["content"] != split["content"]:
             return f"images of the {name} split have changed"
     return ""
 
@@ -154,7 +159,7 @@ def _parsed(content: bytes, file: Path) -> dict[str, Any]:
 
 def _well_formed(said: Mapping[str, Any]) -> bool:
     match said:
-        case {"classes": list(names), "splits": dict(splits)}:
+        case {"classes": list(names), "splits": dict(splits), "data": dict()}:
             pass
         case _:
             return False
@@ -181,6 +186,9 @@ class Listed(Part):
         whole: the data set, with all its samples.
         path: the manifest, which is read once: a run that begins anew may put another in its place.
 
+    Attributes:
+        half: which half of the classes it was written of.
+
     Raises:
         DataError: the manifest cannot be read, names classes that the data do not have, or files that are not there or
             of another length.
@@ -196,6 +204,7 @@ class Listed(Part):
             raise DataError(
                 f"{path} lists the class {unknown[0]!r}, which the data do not have", "is it a manifest of these data?"
             )
+        self.half = self._said["data"].get("half", "all")
         self._labels = [names[name] for name in self._said["classes"]]
 
     @cached_property

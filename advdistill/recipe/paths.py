@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from advdistill.errors import DataError
+
 _IN_PACKAGE = re.compile(r"([A-Za-z_]\w+):(?![/\\])(.+)")
 
 
@@ -22,12 +24,19 @@ def resource(path: str) -> Path:
     match = _IN_PACKAGE.fullmatch(path)
     if match and (folder := _package_folder(match[1])):
         return folder / match[2]
-    return Path(path).expanduser()
+    return _expanded(path)
 
 
 def data_home() -> Path:
     """The folder that published data sets lie in, each in its own: `ADVDISTILL_DATA`, or `data` in the current one."""
-    return Path(os.environ.get("ADVDISTILL_DATA") or "data").expanduser()
+    return _expanded(os.environ.get("ADVDISTILL_DATA") or "data")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~ of a user that does not exist
+        raise DataError(f"{path!r} is no path: {error}", "correct it") from error
 
 
 def file_name(text: str) -> str:

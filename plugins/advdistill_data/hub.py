@@ -143,10 +143,12 @@ def _parts(loaded: Mapping[str, Any], config: configs.HuggingFace) -> dict[str, 
         if asked and not names:
             raise DataError(
                 f"{config.path} has no split {asked!r}, but {', '.join(loaded)}",
-                f"correct data.{part}, or leave it out",
+                f"correct data.{part}_split, or leave it out",
             )
         if len(names) > 1:
-            raise DataError(f"{config.path} has two {part} splits: {', '.join(names)}", f"name one as data.{part}")
+            raise DataError(
+                f"{config.path} has two {part} splits: {', '.join(names)}", f"name one as data.{part}_split"
+            )
         if names:
             found[part] = loaded[names[0]]
     if not found:
@@ -195,7 +197,7 @@ def _labelled(
             if value is None or value == "" or (names is not None and value < 0):
                 raise DataError(
                     f"row {row} of the {part} split of {place} has no class",
-                    f"is that split published without classes? Name another one as data.{part}",
+                    f"is that split published without classes? Name another one as data.{part}_split",
                 )
     every = [value for values in found.values() for value in values]
     if names is None:

@@ -26,6 +26,7 @@ _UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError,
     RuntimeError, NotImplementedError, TypeError,
 )  # fmt: skip
+_MOST_ASPECT = 16
 _Picture = TypeVar("_Picture", Image.Image, Tensor)
 
 
@@ -194,6 +195,10 @@ class PictureSplit(Split):
             return image
         if self.config.resize == "squash":
             return F.resize(image, [side, side], InterpolationMode.BICUBIC)
+        height, width = F.get_size(image)
+        most = _MOST_ASPECT * min(height, width)
+        if max(height, width) > most:  # what is cut off below anyway would take gigabytes, brought to size
+            image = F.center_crop(image, [min(height, most), min(width, most)])
         return F.center_crop(F.resize(image, [side], InterpolationMode.BICUBIC), [side, side])
 
     def take(self, indices: Tensor) -> PictureSplit:

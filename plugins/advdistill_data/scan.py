@@ -28,6 +28,14 @@ def existing_folder(path: str | Path) -> Path:
     raise MissingData(f"there is no folder {root}", "correct data.root; a relative path starts at the current folder")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder. Raises DataError where there cannot be anything of that name."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:  # too long, a NUL
+        raise DataError(f"{str(path)[:80]!r} is no path: {error.__class__.__name__}", "correct the path") from error
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
     return [entry.name for entry in _entries(folder) if _is_folder(entry)]
@@ -43,7 +51,10 @@ def images_below(root: Path, folder: str) -> list[str]:
         DataError: a folder cannot be listed, or a name is not UTF-8.
     """
     found: list[str] = []
-    seen = {_identity(str(each)) for each in (root / folder).resolve().parents}
+    above = set((root / folder).resolve().parents)
+    if folder:
+        above |= {root.resolve(), *root.resolve().parents}
+    seen = {_identity(str(each)) for each in above}
 
     def walk(relative: str) -> None:
         here = f"{root}/{relative}"

@@ -19,7 +19,7 @@ from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
 from advdistill_data.labelled import SPLITS, Listing, PictureDataset, check_trained, labels_in_order, numbered
 from advdistill_data.pictures import Source, decode
-from advdistill_data.scan import check_name
+from advdistill_data.scan import check_name, is_folder
 
 _REMOTE = re.compile(r"[A-Za-z][\w+.-]+:")
 _META = re.compile(r"__[^/]*__($|/)")  # members that webdataset passes over
@@ -135,7 +135,7 @@ def _expanded(pattern: str) -> list[Path]:
         if _REMOTE.match(each):
             raise DataError(f"{each} is not a file on this machine", "download the shards first, and give their folder")
         path = Path(each).absolute()
-        some = sorted(path.glob("*.tar")) if path.is_dir() else _matching(path)
+        some = sorted(path.glob("*.tar")) if is_folder(path) else _matching(path)
         if not some:
             raise MissingData(f"there are no shards {path}", "a relative path starts at the current folder")
         found += some
@@ -175,7 +175,9 @@ def _samples(shard: Path, config: configs.WebDataset) -> Iterator[tuple[str, _Me
         raise DataError(f"{shard}: {error.args[0]}", "write the shard again") from error
 
 
-def _members(shard: Path) -> Iterator[_Member]:
+def _members(shard: Path) -> list[_Member]:
+    """All of them, before any is believed."""
+    found: list[_Member] = []
     try:
         with shard.open("rb") as file:
             if file.read(2) == b"\x1f\x8b" or shard.suffix.lower() in (".tgz", ".gz", ".zst", ".xz", ".bz2"):
@@ -191,9 +193,16 @@ def _members(shard: Path) -> Iterator[_Member]:
                 if member.issparse():
                     raise DataError(f"{shard}: the member {member.name} is sparse", "write the shard again")
                 if member.isreg() and not _META.match(member.name):
-                    yield _Member(member.name, member.offset_data, member.size)
+                    found.append(_Member(member.name, member.offset_data, member.size))
+            # Tarfile takes whatever is no header for the end; the real one is a block of zeros.
+            with shard.open("rb") as file:
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    last = f" behind the member {found[-1].name}" if found else ""
+                    raise DataError(f"shard {shard} is cut off or damaged{last}", "fetch or write it again")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"shard {shard} cannot be read: {error}", "fetch or write it again") from error
+    return found
 
 
 def _class(shard: Path, member: _Member, config: configs.WebDataset) -> str:

@@ -271,6 +271,18 @@ class TestBadTrees:
         finally:
             (tmp_path / "b").chmod(0o755)
 
+    def test_a_class_that_links_to_the_root(self, tmp_path):
+        tree(tmp_path / "data", {"cat": 2, "dog": 2})
+        (tmp_path / "data" / "loop").symlink_to(".")
+        with pytest.raises(DataError, match="loop holds no images"):
+            folder(tmp_path / "data")
+
+    def test_a_very_long_picture(self, tmp_path):
+        tree(tmp_path / "data", {"cat": 1, "dog": 1})
+        paint(tmp_path / "data" / "cat" / "long.png", size=(1, 20_000))
+        split = folder(tmp_path / "data", size=224, val_share=0, test_share=0).split("train")
+        assert {split.load(index).shape for index in range(3)} == {(3, 224, 224)}
+
     def test_names_file_without_a_folder(self, tmp_path):
         (tmp_path / "names.json").write_text('{"a": "ant"}')
         with pytest.raises(DataError, match="no name for the class 'b'"):

@@ -391,6 +391,26 @@ class TestShards:
             with pytest.raises(MissingData, match="there are no shards"):
                 self.read(tmp_path / absent)
 
+    def test_a_shard_that_is_cut_off(self, tmp_path):
+        members = {}
+        for number in range(6):
+            members |= {f"{number}.png": encoded(number), f"{number}.cls": b"%d" % (number % 2)}
+        whole = self.shard(tmp_path / "x.tar", members).read_bytes()
+        assert len(self.read(tmp_path / "x.tar").split("train")) == 6
+        with tarfile.open(tmp_path / "x.tar") as tar:
+            third = tar.getmembers()[4].offset
+        damaged = bytearray(whole)
+        damaged[third : third + 512] = b"x" * 512
+        for content in (whole[:third], whole[: third + 100], bytes(damaged)):
+            (tmp_path / "x.tar").write_bytes(content)
+            with pytest.raises(DataError, match=r"cut off or damaged behind the member 1\.cls"):
+                self.read(tmp_path / "x.tar")
+
+    def test_paths_that_cannot_be(self):
+        for where in ("~nobody-of-that-name/x.tar", "x" * 5000):
+            with pytest.raises(DataError, match="is no path"):
+                self.read(where)
+
     def test_addresses_and_commands_are_refused(self, tmp_path, monkeypatch):
         monkeypatch.setenv("WDS_HIDDEN", f"pipe:touch {tmp_path}/ran")
         for where in ("https://example.org/x.tar", f"pipe:touch {tmp_path}/ran", "s3://b/x.tar", "${HIDDEN}"):
