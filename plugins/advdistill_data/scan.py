@@ -94,15 +94,18 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}", "check its permissions") from error
     for entry in visible:
-        if not entry.name.isascii():
+        if not entry.name.isprintable():
             check_name(entry.name, folder)
     return sorted(visible, key=lambda entry: entry.name)
 
 
 def check_name(name: str, where: str | Path) -> None:
-    """Raise DataError where a name has bytes that are not UTF-8: it could stand in no record of the run."""
+    """Raise DataError where a name has bytes that are not UTF-8, or control characters such as line breaks: it could
+    stand in no record of the run, and a terminal would obey it."""
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = repr(os.fsencode(name)).removeprefix("b")
         raise DataError(f"{where}: the name {shown} is not UTF-8", "rename it, for example with convmv") from None
+    if any(letter < " " or letter == "\x7f" for letter in name):
+        raise DataError(f"{where}: the name {name!r} has control characters", "rename it")

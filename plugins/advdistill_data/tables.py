@@ -13,7 +13,7 @@ from advdistill import DataError, MissingData, resource
 from advdistill_data import configs
 from advdistill_data.labelled import ALIASES, Listing, PictureDataset, check_trained, numbered
 from advdistill_data.pictures import Files
-from advdistill_data.scan import existing_folder
+from advdistill_data.scan import check_name, existing_folder
 
 
 class Csv(PictureDataset):
@@ -83,8 +83,9 @@ def _rows(content: bytes, file: Path, root: Path, config: configs.Csv) -> Iterat
                     "put texts that hold the separator into quotation marks",
                 )
             path, label, part = (row[place].strip() if place is not None else "train" for place in columns)
-            if not path or "\0" in path:
+            if not path:
                 raise DataError(f"{where}: {path!r} is no path", "name an image, or delete the row")
+            check_name(path, where)
             if not label:
                 raise DataError(f"{where}: {path} has no class", "name its class, or delete the row")
             if part.lower() not in ALIASES:

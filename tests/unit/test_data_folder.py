@@ -271,6 +271,13 @@ class TestBadTrees:
         finally:
             (tmp_path / "b").chmod(0o755)
 
+    @pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31mred.png"])
+    def test_names_that_a_terminal_would_obey(self, tmp_path, name):
+        tree(tmp_path / "data", {"cat": 2, "dog": 2})
+        paint(tmp_path / "data" / "cat" / name)
+        with pytest.raises(DataError, match="has control characters"):
+            folder(tmp_path / "data")
+
     def test_a_class_that_links_to_the_root(self, tmp_path):
         tree(tmp_path / "data", {"cat": 2, "dog": 2})
         (tmp_path / "data" / "loop").symlink_to(".")
