@@ -6,8 +6,11 @@ Exit codes: 0 ok · 1 run failed · 2 usage · 3 recipe invalid · 4 plugin miss
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -70,6 +73,23 @@ class MissingSplit(DataError):
 
 class RunWarning(UserWarning):
     """A run goes on, though not as it was asked to; its reporters are told."""
+
+
+@contextlib.contextmanager
+def run_warnings(tell: Callable[[str], None]) -> Iterator[None]:
+    """Every `RunWarning` is told so for a while; other warnings go where they always went."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RunWarning):
+                tell(str(message))
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = told
+        warnings.simplefilter("always", RunWarning)
+        yield
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import traceback
-import warnings
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from advdistill.cli.options import examples
-from advdistill.errors import PluginError, RunWarning, UsageError, UserError, did_you_mean
+from advdistill.errors import PluginError, UsageError, UserError, did_you_mean, run_warnings
 from advdistill.hooks.manager import cause, host_version
 from advdistill.hooks.registry import default_registry
 from advdistill.hooks.specs import CommandSpec
@@ -103,7 +100,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _warnings_told():
+            with run_warnings(lambda message: _tell(message, "", what="warning", style="bold yellow")):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -122,23 +119,6 @@ class Commands(TyperGroup):
             hint = "" if ctx.params.get("verbose") else "Run `advdistill -v …` again."
             _tell(f"internal error: {type(error).__name__}: {error}", hint)
             raise typer.Exit(1) from error
-
-
-@contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """What a command goes on after is told in a line of its own; other warnings go where they always went."""
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, RunWarning):
-                _tell(str(message), "", what="warning", style="bold yellow")
-            else:
-                others(message, category, *where, **more)
-
-        warnings.showwarning = told
-        warnings.simplefilter("always", RunWarning)
-        yield
 
 
 def _tell(message: str, hint: str, what: str = "error", style: str = "bold red") -> None:

@@ -14,7 +14,7 @@ from advdistill.engine import launch
 from advdistill.engine.attack import Attack
 from advdistill.engine.checkpoint import open_checkpoint
 from advdistill.engine.class_features import AT_MOST
-from advdistill.engine.data import Dataset, HalfOfClasses, Readable, Sealed, Split
+from advdistill.engine.data import SPLITS, Dataset, HalfOfClasses, Readable, Sealed, Split
 from advdistill.engine.distributed import ALONE, World
 from advdistill.engine.evaluate import split_reader
 from advdistill.engine.manifest import Listed
@@ -215,7 +215,7 @@ class Parts:
     def record(self) -> dict[str, Any]:
         """JSON-able facts about the data: every split's size and digest, and the data set's own under `record`."""
         splits = {}
-        for name in ("train", "val", "test"):
+        for name in SPLITS:
             with contextlib.suppress(DataError):  # not every data set has every split
                 split = self.splits(name)
                 splits[name] = {"samples": len(split), "digest": split.digest}

@@ -23,6 +23,7 @@ from advdistill.errors import DataError, MissingSplit, RunError, RunWarning, Usa
 
 T = TypeVar("T")
 
+SPLITS = ("train", "val", "test")
 MOST_WORKERS = 8
 WORTH_WORKERS = 256
 """Fewer images are decoded in about the time that processes take to start and to be fed."""

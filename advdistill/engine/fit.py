@@ -21,7 +21,6 @@ import contextlib
 import math
 import signal
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -56,7 +55,7 @@ from advdistill.engine.signatures import Signatures
 from advdistill.engine.step import Step
 from advdistill.engine.strategy import Losses
 from advdistill.engine.types import Clock, Threat
-from advdistill.errors import Diverged, RunError, RunWarning, UsageError, UserError
+from advdistill.errors import Diverged, RunError, UsageError, UserError, run_warnings
 
 if TYPE_CHECKING:
     from advdistill.hooks.registry import Registry
@@ -511,21 +510,9 @@ class Run:
         }
 
 
-@contextlib.contextmanager
-def warnings_told(tell: Callable[[Event], None]) -> Iterator[None]:
-    """A `RunWarning` is an event; other warnings go where they always went."""
-    with warnings.catch_warnings():
-        others = warnings.showwarning
-
-        def told(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, RunWarning):
-                tell(Warned(str(message)))
-            else:
-                others(message, category, *where, **more)
-
-        warnings.showwarning = told
-        warnings.simplefilter("always", RunWarning)
-        yield
+def warnings_told(tell: Callable[[Event], None]) -> contextlib.AbstractContextManager[None]:
+    """A `RunWarning` is an event."""
+    return run_warnings(lambda message: tell(Warned(message)))
 
 
 @contextlib.contextmanager

@@ -6,8 +6,7 @@
 
 A file of a split is its name, its label, and its length in bytes (null: it has no file of its own). `digest` is of
 names and labels; `content` of the pixels of some hundreds, as the recipe shows them to a model; null: the run has not
-looked at them. `parts` are files
-that hold or list many samples.
+looked at them. `parts` are files that hold or list many samples.
 """
 
 from __future__ import annotations
@@ -25,20 +24,19 @@ import torch
 from torch import Tensor
 
 from advdistill.engine.checkpoint import write_bytes
-from advdistill.engine.data import Dataset, Part, Split, Subset
+from advdistill.engine.data import SPLITS, Dataset, Part, Split, Subset
 from advdistill.engine.noise import Noise
 from advdistill.errors import DataError, MissingSplit, RunWarning
 from advdistill.recipe.paths import resource
 
 FILE = "manifest.json"
 _KIND, _FORMAT = "advdistill manifest", 1
-_SPLITS = ("train", "val", "test")
 _HASHED = 64 * 2**20
 """Bytes. Longer parts are known by their length: of a shard or an archive a run may read a few images only."""
 
 
 def manifest(
-    dataset: Dataset, settings: Mapping[str, Any], used: Mapping[str, Split], names: Iterable[str] = _SPLITS
+    dataset: Dataset, settings: Mapping[str, Any], used: Mapping[str, Split], names: Iterable[str] = SPLITS
 ) -> dict[str, Any]:
     """What stands in a manifest.
 
@@ -210,7 +208,7 @@ class Listed(Part):
     @cached_property
     def _pool(self) -> _Pool:
         found = []
-        for name in _SPLITS:
+        for name in SPLITS:
             with contextlib.suppress(MissingSplit):
                 found.append(self.whole.listed(name))
         return _Pool(found)

@@ -13,14 +13,13 @@ from typing import Any
 
 from advdistill.data.place import place
 from advdistill.engine import build
-from advdistill.engine.data import Dataset, Split, image_of, looked_at
+from advdistill.engine.data import SPLITS, Dataset, Split, image_of, looked_at
 from advdistill.errors import DataError, MissingSplit
 from advdistill.hooks.registry import Registry
 from advdistill.recipe.model import Portion
 from advdistill.recipe.resolve import Block
 from advdistill.recipe.resolved import DataBlock
 
-SPLITS = ("train", "val", "test")
 _AT_ONCE = 32
 
 Show = Callable[[str, int, int], None]
